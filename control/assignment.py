@@ -1,0 +1,112 @@
+"""What the dispatcher hands to one node: its tasks, and the tables of the networks it takes part in.
+
+A set of records with keys; a node holds the latest of each. Sent first complete, then as differences. These are the
+only things a node learns from the managers, and all that `mesh.agent.compile` needs besides its own sandboxes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from control.model import (
+    EndpointMode,
+    Network,
+    NodeState,
+    PortSpec,
+    Task,
+    Value,
+    VirtualAddress,
+)
+
+EndpointState = Literal["starting", "ready", "draining", "lost"]  # lost: its node is down; hidden, not deleted
+
+
+class Settings(Value, frozen=True, kw_only=True):
+    """What every node must know of the cluster. Key: "settings"."""
+
+    cluster_id: str
+    cluster_name: str
+    vxlan_port: int
+    heartbeat_period_s: float
+
+
+class Peer(Value, frozen=True, kw_only=True):
+    """A node of the cluster, this one included."""
+
+    node_id: str
+    number: int
+    name: str
+    data_address: str
+    state: NodeState
+
+
+class ServiceEntry(Value, frozen=True, kw_only=True):
+    """A service as its clients see it."""
+
+    service_id: str
+    name: str
+    endpoint_mode: EndpointMode
+    vips: tuple[VirtualAddress, ...]
+    ports: tuple[PortSpec, ...]  # published, ingress mode ones on every node
+    ingress_network_id: str = ""  # the network over which published ports reach the tasks
+    aliases: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - msgspec copies it; network id -> further names
+
+
+class Endpoint(Value, frozen=True, kw_only=True):
+    """A task's address on one network."""
+
+    task_id: str
+    network_id: str
+    service_id: str
+    slot: int
+    node_id: str
+    address: str
+    hostname: str
+    state: EndpointState
+    host_ports: tuple[PortSpec, ...] = ()
+
+
+Record = Settings | Peer | Network | ServiceEntry | Endpoint | Task
+RecordKind = Literal["settings", "peer", "network", "service", "endpoint", "task"]
+RECORDS: dict[RecordKind, type[Record]] = {
+    "settings": Settings,
+    "peer": Peer,
+    "network": Network,
+    "service": ServiceEntry,
+    "endpoint": Endpoint,
+    "task": Task,
+}
+Key = tuple[RecordKind, str]
+
+
+def key_of(record: Record) -> Key:
+    """The record's place in the set; a later record with the same key replaces it."""
+    match record:
+        case Settings():
+            return ("settings", "")
+        case Peer():
+            return ("peer", record.node_id)
+        case Network():
+            return ("network", record.id)
+        case ServiceEntry():
+            return ("service", record.service_id)
+        case Endpoint():
+            return ("endpoint", f"{record.task_id}/{record.network_id}")
+        case Task():
+            return ("task", record.id)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in RECORDS.items()}
+
+
+def encode(record: Record) -> bytes:
+    """The record as MessagePack, as the node keeps it on disk."""
+    return _encoder.encode(record)
+
+
+def decode(kind: RecordKind, data: bytes) -> Record:
+    """Inverse of `encode`. Raises msgspec.DecodeError or msgspec.ValidationError."""
+    return _decoders[kind].decode(data)

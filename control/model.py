@@ -1,0 +1,333 @@
+"""The objects of the replicated store, as frozen values.
+
+A *spec* is what a user asked for; the rest of an object is what the managers decided. Identity is `id`, never a name
+or an address. Times are integer milliseconds since the Unix epoch (display only: no decision compares them across
+machines). Durations are seconds as floats. Addresses and prefixes are strings in canonical form (`ipaddress` parses
+them); they are checked where they enter (`control.spec`).
+
+Fields are only ever added, with a default: a record written by an older version must still load.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from control.lifecycle import TaskState
+
+Protocol = Literal["tcp", "udp", "sctp"]
+NodeState = Literal["unknown", "down", "ready"]
+Role = Literal["manager", "worker"]
+Availability = Literal["active", "pause", "drain"]
+EndpointMode = Literal["vip", "dnsrr"]
+PublishMode = Literal["ingress", "host"]
+RestartCondition = Literal["any", "on-failure", "none"]
+UpdateOrder = Literal["stop-first", "start-first"]
+FailureAction = Literal["pause", "continue", "rollback"]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Base of all values here: immutable, compared by content, not tracked by the garbage collector."""
+
+
+class Meta(Value, frozen=True, kw_only=True):
+    """What the store keeps about each object."""
+
+    version: int = 0  # store version (log index) of the last write; 0 before the first
+    created_ms: int = 0
+    updated_ms: int = 0
+
+
+# --- cluster ------------------------------------------------------------------------------------------------------
+
+
+class ClusterSpec(Value, frozen=True, kw_only=True):
+    """Settings of the whole cluster that can be changed while it runs."""
+
+    name: str = "default"
+    heartbeat_period_s: float = 5.0  # dispatcher heartbeat; a node is down after three missed ones
+    task_history_limit: int = 5  # ended tasks kept per slot
+    address_pools: tuple[str, ...] = ("10.128.0.0/9",)  # networks without a subnet take theirs from here
+    subnet_prefix_length: int = 20
+    address_rest_s: float = 60.0  # a freed address is not used again before
+    vxlan_port: int = 4789
+
+
+class Cluster(Value, frozen=True, kw_only=True):
+    """The one record about the cluster itself. `id` names the cluster for ever."""
+
+    id: str
+    meta: Meta = Meta()
+    spec: ClusterSpec = ClusterSpec()
+    worker_token: str = ""
+    manager_token: str = ""
+    next_node_number: int = 1
+
+
+# --- nodes --------------------------------------------------------------------------------------------------------
+
+
+class NodeSpec(Value, frozen=True, kw_only=True):
+    role: Role = "worker"
+    availability: Availability = "active"
+    labels: dict[str, str] = {}
+
+
+class NodeDescription(Value, frozen=True, kw_only=True):
+    """What a node says of itself."""
+
+    hostname: str = ""
+    os: str = ""
+    architecture: str = ""  # as `uname -m`
+    kernel: str = ""
+    version: str = ""  # of meshd
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    executors: tuple[str, ...] = ()
+    balancer: str = ""  # "ipvs" or "nftables"
+    routes: tuple[str, ...] = ()  # prefixes the host routes itself; no network may overlap them
+    mtu: int = 0  # of the underlay
+
+
+class NodeStatus(Value, frozen=True, kw_only=True):
+    state: NodeState = "unknown"
+    message: str = ""
+    address: str = ""  # as seen by the manager
+    data_address: str = ""  # the node's end of VXLAN tunnels
+
+
+class Node(Value, frozen=True, kw_only=True):
+    """A machine. `number` (1..32767) is unique for ever in a cluster; the data plane derives addresses from it."""
+
+    id: str
+    meta: Meta = Meta()
+    spec: NodeSpec = NodeSpec()
+    number: int
+    description: NodeDescription = NodeDescription()
+    status: NodeStatus = NodeStatus()
+    secret_digest: str = ""  # SHA-256 of the secret the node was given at join
+    control_address: str = ""  # managers: host:port of the API
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+class NetworkSpec(Value, frozen=True, kw_only=True):
+    name: str
+    labels: dict[str, str] = {}
+    subnet: str = ""  # empty: from the cluster's pools
+    internal: bool = False  # no way out to the world
+
+
+class Network(Value, frozen=True, kw_only=True):
+    id: str
+    meta: Meta = Meta()
+    spec: NetworkSpec
+    vni: int = 0  # 0 and "" until allocated
+    subnet: str = ""
+    gateway: str = ""  # first address: the router, and the name server
+
+
+# --- services -----------------------------------------------------------------------------------------------------
+
+
+class ProcessSpec(Value, frozen=True, kw_only=True):
+    """A command run on the node in namespaces of its own (executor "process")."""
+
+    command: tuple[str, ...]
+    env: dict[str, str] = {}
+    workdir: str = ""
+    user: str = ""
+    hostname: str = ""  # empty: <service>.<slot>
+    rootfs: str = ""  # a directory on the node; empty: the node's own root file system
+
+
+class ContainerSpec(Value, frozen=True, kw_only=True):
+    """A container (executor "docker", its own issue)."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    workdir: str = ""
+    user: str = ""
+    hostname: str = ""
+
+
+class Resources(Value, frozen=True, kw_only=True):
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    pids: int = 0
+
+
+class ResourceRequirements(Value, frozen=True, kw_only=True):
+    limits: Resources = Resources()
+    reservations: Resources = Resources()
+
+
+class RestartPolicy(Value, frozen=True, kw_only=True):
+    condition: RestartCondition = "any"
+    delay_s: float = 5.0
+    max_attempts: int = 0  # 0: no limit
+    window_s: float = 0.0  # 0: since the beginning of this spec
+
+
+class Placement(Value, frozen=True, kw_only=True):
+    constraints: tuple[str, ...] = ()  # "node.labels.zone==a"
+    preferences: tuple[str, ...] = ()  # "spread=node.labels.zone"
+    max_replicas_per_node: int = 0
+
+
+class NetworkAttachment(Value, frozen=True, kw_only=True):
+    network_id: str
+    aliases: tuple[str, ...] = ()
+
+
+class TaskSpec(Value, frozen=True, kw_only=True):
+    """What to run, and where it may run. Exactly one of `process` and `container`."""
+
+    process: ProcessSpec | None = None
+    container: ContainerSpec | None = None
+    resources: ResourceRequirements = ResourceRequirements()
+    restart: RestartPolicy = RestartPolicy()
+    placement: Placement = Placement()
+    networks: tuple[NetworkAttachment, ...] = ()
+    stop_signal: str = "SIGTERM"
+    stop_grace_s: float = 10.0
+    force_update: int = 0  # raised by `service update --force`
+
+
+class ReplicatedMode(Value, frozen=True, kw_only=True):
+    replicas: int = 1
+
+
+class GlobalMode(Value, frozen=True, kw_only=True):
+    """One task on every node that fits."""
+
+
+class ServiceMode(Value, frozen=True, kw_only=True):
+    """Exactly one is set."""
+
+    replicated: ReplicatedMode | None = None
+    global_: GlobalMode | None = None
+
+
+class PortSpec(Value, frozen=True, kw_only=True):
+    """A published port. `published` 0 asks for an automatic one."""
+
+    target: int
+    published: int = 0
+    protocol: Protocol = "tcp"
+    mode: PublishMode = "ingress"
+
+
+class UpdatePolicy(Value, frozen=True, kw_only=True):
+    parallelism: int = 1  # 0: all at once
+    delay_s: float = 0.0
+    failure_action: FailureAction = "pause"
+    monitor_s: float = 5.0
+    max_failure_ratio: float = 0.0
+    order: UpdateOrder = "stop-first"
+
+
+class ServiceSpec(Value, frozen=True, kw_only=True):
+    name: str
+    labels: dict[str, str] = {}
+    mode: ServiceMode = ServiceMode(replicated=ReplicatedMode())
+    task: TaskSpec
+    endpoint_mode: EndpointMode = "vip"
+    ports: tuple[PortSpec, ...] = ()
+    update: UpdatePolicy = UpdatePolicy()
+    rollback: UpdatePolicy = UpdatePolicy()
+
+
+class VirtualAddress(Value, frozen=True, kw_only=True):
+    """A service's address on one network."""
+
+    network_id: str
+    address: str
+
+
+class UpdateStatus(Value, frozen=True, kw_only=True):
+    state: str = ""  # updating, paused, completed, rollback_started, rollback_paused, rollback_completed
+    message: str = ""
+    started_ms: int = 0
+    completed_ms: int = 0
+
+
+class Service(Value, frozen=True, kw_only=True):
+    """`spec_version` counts changes of what the tasks run; a task with another one is out of date."""
+
+    id: str
+    meta: Meta = Meta()
+    spec: ServiceSpec
+    spec_version: int = 1
+    previous_spec: ServiceSpec | None = None
+    previous_spec_version: int = 0
+    vips: tuple[VirtualAddress, ...] = ()  # one per network, endpoint mode "vip"
+    ports: tuple[PortSpec, ...] = ()  # as spec.ports, automatic ones filled in
+    update_status: UpdateStatus = UpdateStatus()
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+class TaskAddress(Value, frozen=True, kw_only=True):
+    """A task's place on one network."""
+
+    network_id: str
+    address: str
+    aliases: tuple[str, ...] = ()
+
+
+class TaskStatus(Value, frozen=True, kw_only=True):
+    state: TaskState = TaskState.NEW
+    at_ms: int = 0
+    message: str = ""  # what is going on
+    error: str = ""  # what went wrong, or why it is still pending
+    exit_code: int | None = None
+    pid: int = 0
+
+
+class Task(Value, frozen=True, kw_only=True):
+    """One placed instance of a service. Never moved, only replaced. `spec` is its own copy."""
+
+    id: str
+    meta: Meta = Meta()
+    service_id: str
+    service_name: str
+    slot: int  # 0 for global services
+    node_id: str = ""
+    spec: TaskSpec
+    spec_version: int = 1
+    desired_state: TaskState = TaskState.RUNNING
+    status: TaskStatus = TaskStatus()
+    addresses: tuple[TaskAddress, ...] = ()
+    ports: tuple[PortSpec, ...] = ()  # host-mode ports it occupies on its node
+
+
+# --- addresses at rest --------------------------------------------------------------------------------------------
+
+
+class RestingAddress(Value, frozen=True, kw_only=True):
+    """A freed address, not to be used again before `until_ms`. `id` is "<network id>/<address>"."""
+
+    id: str
+    meta: Meta = Meta()
+    network_id: str
+    address: str
+    until_ms: int
+
+
+Object = Cluster | Node | Network | Service | Task | RestingAddress
+Kind = Literal["cluster", "node", "network", "service", "task", "resting_address"]
+KINDS: dict[Kind, type[Object]] = {
+    "cluster": Cluster,
+    "node": Node,
+    "network": Network,
+    "service": Service,
+    "task": Task,
+    "resting_address": RestingAddress,
+}
+KIND_OF: dict[type[Object], Kind] = {cls: kind for kind, cls in KINDS.items()}

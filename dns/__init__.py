@@ -1,0 +1,1 @@
+"""The name server. Knows names and addresses, and nothing of where they come from."""

@@ -1,0 +1,1 @@
+"""Service addresses and published ports on this node. Knows routers only by their namespaces, and no control plane."""

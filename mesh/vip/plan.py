@@ -1,0 +1,79 @@
+"""What the balancers of one node should hold.
+
+Pure values; `kernel` makes them true. A *router* is the namespace of one network on this node (made by `overlay`);
+each has a balancer of its own. The host namespace holds the published ports and hands them to a router.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+Protocol = Literal["tcp", "udp", "sctp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A task behind a virtual service. Weight 0: established connections go on, new ones go elsewhere."""
+
+    address: IPv4Address
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualService:
+    """An address whose connections are spread over backends.
+
+    A service's VIP takes every protocol and port and keeps the port (`protocol`, `port`, `target_port` are None). A
+    published port is one protocol and port on the router's uplink address, sent to `target_port`. Without a backend of
+    positive weight, connections are refused at once.
+    """
+
+    address: IPv4Address
+    protocol: Protocol | None
+    port: int | None
+    target_port: int | None
+    backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnPath:
+    """A node that may send us connections from outside: answers go back through it (routing mesh)."""
+
+    node_number: int  # also the connection mark
+    router_mac: str  # its router's MAC on this network's VXLAN
+    router_address: IPv4Address  # its router's address there
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPlan:
+    """The balancer of one network on this node."""
+
+    netns: str  # path of the router's namespace
+    subnet: IPv4Network
+    vxlan_device: str  # in the router, towards other nodes
+    uplink_device: str  # in the router, towards the host
+    uplink_address: IPv4Address  # the router's own address on the uplink
+    masquerade: bool  # whether tasks may reach the world (not for internal networks)
+    local_tasks: tuple[IPv4Address, ...]  # for hairpin connections
+    return_paths: tuple[ReturnPath, ...]
+    services: tuple[VirtualService, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port of this host, handed to a router's uplink address (same protocol and port there)."""
+
+    protocol: Protocol
+    port: int
+    router_address: IPv4Address
+    uplink_device: str  # in the host namespace
+
+
+@dataclass(frozen=True, slots=True)
+class VipPlan:
+    """Everything of balancing on this node. An empty plan removes all that is ours."""
+
+    routers: tuple[RouterPlan, ...]
+    published: tuple[PublishedPort, ...]

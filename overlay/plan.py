@@ -1,0 +1,61 @@
+"""What the kernel of one node should hold so that the addresses of its networks reach each other.
+
+Pure: values in, values out. `names` derives every device name, MAC and link-local address from these values, and
+`kernel` makes them true. Design: docs/decisions and ARCHITECTURE.md ("one router per network per node").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node: its number in the cluster (1..32767) and its end of the VXLAN tunnel."""
+
+    number: int
+    underlay: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """An interface in the namespace of a task of this node. `id` is unique on the node for this network."""
+
+    id: str
+    address: IPv4Address
+    netns: str  # path of the task's network namespace
+    interface: str  # its name inside, "eth0"
+    default_route: bool  # whether the task's default route goes through this network
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpoint:
+    """The address of a task on another node."""
+
+    address: IPv4Address
+    node_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayNetwork:
+    """One network with a task or a published port here."""
+
+    id: str
+    vni: int
+    subnet: IPv4Network
+    gateway: IPv4Address
+    internal: bool  # no way out to the world
+    local: tuple[LocalEndpoint, ...]
+    remote: tuple[RemoteEndpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayPlan:
+    """Everything of the overlay on this node. An empty plan removes all that is ours."""
+
+    node_number: int
+    underlay: IPv4Address  # `local` address of the VXLAN devices
+    vxlan_port: int
+    peers: tuple[Peer, ...]
+    networks: tuple[OverlayNetwork, ...]
