@@ -51,7 +51,8 @@ class ServiceEntry(Value, frozen=True, kw_only=True):
     vips: tuple[VirtualAddress, ...]
     ports: tuple[PortSpec, ...]  # published, ingress mode ones on every node
     ingress_network_id: str = ""  # the network over which published ports reach the tasks
-    aliases: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - msgspec copies it; network id -> further names
+    aliases: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - msgspec copies it
+    # `aliases`: network id -> further names there; has a key for *every* network of the service, also without aliases
 
 
 class Endpoint(Value, frozen=True, kw_only=True):

@@ -1,0 +1,259 @@
+"""One node's day, put together: assignments in, tasks run, plans applied, statuses out.
+
+The shell around the cores `session`, `tasks` and `compile`. Tasks (asyncio): the connection, the reconciler, the name
+server, and one per action of a task under way; all in one TaskGroup that `run` owns. A component that fails takes the
+daemon down with its whole exception group; the data plane and the tasks stay as they are, and are adopted at restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from control.assignment import Endpoint
+from control.model import Network, NodeDescription, Task
+from mesh.agent import disk
+from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
+from mesh.agent.connection import Connection
+from mesh.agent.reconcile import Balancer, NameServer, Outcome, Overlay, Reconciler
+from mesh.agent.session import Session
+from mesh.agent.tasks import (
+    Action,
+    Attached,
+    Drain,
+    Drained,
+    Event,
+    Exited,
+    Failed,
+    Prepare,
+    Prepared,
+    Remove,
+    Removed,
+    RetryDue,
+    RetryLater,
+    Start,
+    Started,
+    Stop,
+    Tasks,
+    Wait,
+)
+from mesh.agent.view import View
+from mesh.executor.protocol import Executor, ExecutorError, Launch
+from mesh.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# The copy on disk is written at most this often; a crash in between costs a fresher copy, never a wrong one.
+SAVE_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is in its cluster."""
+
+    node_id: str
+    secret: str
+    cluster_id: str
+    data_address: str
+    managers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The outside of an agent: everything that touches the machine."""
+
+    executor: Executor
+    overlay: Overlay
+    balancer: Balancer
+    name_server: NameServer
+
+
+class Agent:
+    """Runs one node. `run` returns only by cancellation or failure."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        description: NodeDescription,
+        doors: Doors,
+        state_dir: Path,
+        netns_dir: str,
+        metrics: Metrics,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.identity = identity
+        self._doors, self._netns_dir, self._wall_ms = doors, netns_dir, wall_ms
+        self._file = state_dir / "assignments"
+        self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
+        self.connection = Connection(self.session, identity.managers, self._assigned, random.Random())
+        self.tasks = Tasks()
+        self.reconciler = Reconciler(
+            doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics
+        )
+        self._group: asyncio.TaskGroup | None = None
+        self._save = asyncio.Event()
+        self._leaving = False
+        self._empty = asyncio.Event()
+        self.outcome: Outcome | None = None
+
+    async def run(self) -> None:
+        """Adopt what is there, then live."""
+        self.session.assignments = disk.load(self._file)
+        self.tasks.adopt(await self._doors.executor.adopt(), self._wall_ms())
+        self.tasks.assign(self._own_tasks(), self._wall_ms(), complete=False)
+        self.session.report(self.tasks.statuses())
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self.connection.run())
+                group.create_task(self.reconciler.run())
+                group.create_task(self._save_copies())
+                self._act()
+        finally:
+            self._group = None
+            self.reconciler.close()
+
+    async def leave(self) -> None:
+        """Stop and remove every task and everything in the kernel; the caller forgets the identity."""
+        self._leaving = True
+        self.tasks.assign((), self._wall_ms(), complete=True)
+        self._act()
+        await self._empty.wait()
+        await self.reconciler.apply_once()
+        self._file.unlink(missing_ok=True)
+
+    # --- assignments ------------------------------------------------------------------------------------------------
+
+    def _own_tasks(self) -> list[Task]:
+        return self.session.assignments.of("task", Task)
+
+    def _assigned(self) -> None:
+        """The manager sent something."""
+        if self._leaving:
+            return
+        self.tasks.assign(self._own_tasks(), self._wall_ms(), complete=True)
+        self._save.set()
+        self._act()
+        self.reconciler.kick()
+
+    async def _save_copies(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._save.wait()
+            self._save.clear()
+            try:
+                await loop.run_in_executor(None, disk.save, self._file, self.session.assignments)
+            except OSError as error:
+                log.warning("cannot save the assignments", extra={"path": str(self._file), "error": str(error)})
+            await asyncio.sleep(SAVE_INTERVAL_S)
+
+    # --- plans ------------------------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        """All that this node knows, now."""
+        return View(
+            node_id=self.identity.node_id,
+            data_address=self.identity.data_address,
+            netns_dir=self._netns_dir,
+            assignments=self.session.assignments,
+            tasks=dict(self.tasks.local()),
+        )
+
+    def _plan(self) -> tuple[NodePlan, int]:
+        if self._leaving:
+            return empty_plan(self.identity.data_address), 0
+        return compile(self.view()), self.session.assignments.sequence
+
+    def _applied(self, outcome: Outcome) -> None:
+        """A plan is in force: tasks whose interfaces are in it may start."""
+        self.outcome = outcome
+        placed = {e.id for net in outcome.plan.overlay.networks for e in net.local}
+        for task_id in self.tasks.attaching():
+            wanted = self._networks_of(task_id)
+            if wanted is None or (wanted and task_id not in placed) or any(task_id in e for e in outcome.errors):
+                continue
+            self.tasks.receive(Attached(task_id), self._wall_ms())
+        self.session.applied(outcome.sequence)
+        self._act()
+
+    def _networks_of(self, task_id: str) -> int | None:
+        """How many networks a task is on; None when its record is not here."""
+        task = self.session.assignments.task(task_id)
+        return len(task.addresses) if task is not None else None
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        """Perform what the task core wants, and tell what changed."""
+        assert self._group is not None
+        if self._leaving and not self.tasks.known():
+            self._empty.set()
+        for action in self.tasks.drain():
+            self._group.create_task(self._perform(action))
+        changed = self.tasks.drain_statuses()
+        if changed:
+            self.session.report(changed)
+            self.connection.kick()
+            self.reconciler.kick()
+        self.connection.kick()
+
+    async def _perform(self, action: Action) -> None:
+        """Do one action and feed back how it went."""
+        try:
+            event = await self._do(action)
+        except ExecutorError as error:
+            log.warning("a task action failed", extra={"action": type(action).__name__, "error": str(error)})
+            event = Failed(_task_id(action), str(error))
+        self.tasks.receive(event, self._wall_ms())
+        self.reconciler.kick()
+        self._act()
+
+    async def _do(self, action: Action) -> Event:
+        executor = self._doors.executor
+        match action:
+            case Prepare(task):
+                return Prepared(task.id, await executor.prepare(self._launch(task)))
+            case Start(task):
+                return Started(task.id, await executor.start(self._launch(task)))
+            case Wait(task_id):
+                return Exited(task_id, await executor.wait(task_id))
+            case Drain(task_id, delay_s):
+                await asyncio.sleep(delay_s)
+                return Drained(task_id)
+            case Stop(task_id, signal, grace_s):
+                await executor.stop(task_id, signal, grace_s)
+                return Exited(task_id, await executor.wait(task_id))
+            case Remove(task_id):
+                await executor.remove(task_id)
+                return Removed(task_id)
+            case RetryLater(task_id, delay_s):
+                await asyncio.sleep(delay_s)
+                return RetryDue(task_id)
+
+    def _launch(self, task: Task) -> Launch:
+        networks = {n.id: n for n in self.session.assignments.of("network", Network)}
+        mine = [networks[a.network_id] for a in task.addresses if a.network_id in networks]
+        return Launch(
+            task_id=task.id,
+            service_name=task.service_name,
+            slot=task.slot,
+            hostname=self._hostname(task),
+            spec=task.spec,
+            nameservers=tuple(IPv4Address(n.gateway) for n in mine),
+            search=tuple(f"{n.spec.name}.mesh" for n in mine),
+        )
+
+    def _hostname(self, task: Task) -> str:
+        for endpoint in self.session.assignments.of("endpoint", Endpoint):
+            if endpoint.task_id == task.id:
+                return endpoint.hostname
+        return f"{task.service_name}.{task.slot}"
+
+
+def _task_id(action: Action) -> str:
+    return action.task.id if isinstance(action, Prepare | Start) else action.task_id

@@ -1,0 +1,125 @@
+"""The shell around `session`: one gRPC stream to a manager, opened again for ever.
+
+Tasks: a reader and a writer per stream, in one TaskGroup; either's end ends the other. Cancelling `run` closes all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import grpc
+
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import DispatcherStub
+from mesh.agent.session import ProtocolError, Session
+
+log = logging.getLogger(__name__)
+
+# Pauses between attempts: soon at first, since a restarting manager is back in a second; then rarely enough that
+# thousands of nodes do not drown it.
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+# A write that takes longer than this goes to a dead peer.
+WRITE_TIMEOUT_S = 10.0
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),  # a complete set for a node of a large cluster
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class _StreamEnded(Exception):
+    """The stream is over; the text says why."""
+
+
+class Connection:
+    """Keeps `session` in touch with one of the managers."""
+
+    def __init__(
+        self, session: Session, managers: tuple[str, ...], changed: Callable[[], None], random_source: random.Random
+    ) -> None:
+        """`changed` is called after each message that changed the assignments."""
+        self._session, self._managers, self._changed, self._random = session, managers, changed, random_source
+        self._kick = asyncio.Event()
+        self.error = ""  # why there is no stream, if there is none
+
+    def kick(self) -> None:
+        """The session has something to say."""
+        self._kick.set()
+
+    @property
+    def managers(self) -> tuple[str, ...]:
+        """Where managers are thought to be: those last named by one, else those of the join."""
+        return self._session.managers or self._managers
+
+    async def run(self) -> None:
+        """Connect, talk, and connect again."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            address = self._random.choice(self.managers)
+            reason = await self._talk(address)
+            if self._session.connected:
+                backoff_s = BACKOFF_FIRST_S
+            self._session.close()
+            if reason != self.error:
+                log.warning("lost the manager", extra={"manager": address, "reason": reason})
+            self.error = reason
+            await asyncio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def _talk(self, address: str) -> str:
+        """One stream, from Hello to its end; returns why it ended."""
+        reason = "closed"
+        try:
+            async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+                call = DispatcherStub(channel).Session()
+                self._session.open(_now())
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read(call))
+                    group.create_task(self._write(call))
+        except* grpc.aio.AioRpcError as errors:
+            reason = f"{address}: {_details(errors)}"
+        except* (_StreamEnded, ProtocolError, asyncio.InvalidStateError) as errors:
+            reason = f"{address}: {errors.exceptions[0]}"
+        return reason
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[pb.NodeMessage, pb.ManagerMessage]) -> None:
+        async for message in cast("AsyncIterator[pb.ManagerMessage]", call):
+            if self._session.receive(message, _now()):
+                if self.error:
+                    log.info("a manager is back")
+                self.error = ""
+                self._changed()
+            self._kick.set()
+        raise _StreamEnded("the manager closed the stream")
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[pb.NodeMessage, pb.ManagerMessage]) -> None:
+        while True:
+            self._session.wake(_now())
+            for message in self._session.drain():
+                try:
+                    async with asyncio.timeout(WRITE_TIMEOUT_S):
+                        await call.write(message)
+                except TimeoutError as error:
+                    raise _StreamEnded("the manager does not read") from error
+            if self._session.silent(_now()):
+                raise _StreamEnded("the manager is silent")
+            try:
+                async with asyncio.timeout(max(0.0, self._session.deadline() - _now())):
+                    await self._kick.wait()
+            except TimeoutError:
+                pass
+            self._kick.clear()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _details(errors: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
+    first = errors.exceptions[0]
+    return first.details() or first.code().name if isinstance(first, grpc.aio.AioRpcError) else str(first)

@@ -1,0 +1,51 @@
+"""The node's copy of its assignments on disk, so that it serves its networks without any manager.
+
+One file, written whole: to a temporary name, synced, renamed. A file that cannot be read is worth nothing more than
+no file; it is reported and ignored, and the next message of a manager replaces it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from control.assignment import RECORDS, Record, RecordKind, decode, encode
+from mesh.agent.view import Assignments
+
+log = logging.getLogger(__name__)
+
+
+class _Row(msgspec.Struct, array_like=True):
+    kind: RecordKind
+    value: bytes
+
+
+def load(path: Path) -> Assignments:
+    """The saved records, with sequence 0 (a new session starts over)."""
+    try:
+        rows = msgspec.msgpack.decode(path.read_bytes(), type=list[_Row])
+        records = [decode(row.kind, row.value) for row in rows]
+    except FileNotFoundError:
+        return Assignments()
+    except (OSError, msgspec.MsgspecError) as error:
+        log.warning("ignoring the saved assignments", extra={"path": str(path), "error": str(error)})
+        return Assignments()
+    return Assignments().updated(0, 0, records, ())
+
+
+def save(path: Path, assignments: Assignments) -> None:
+    """Write the records. Raises OSError; what was there before is then still there."""
+    rows = [_Row(_kind_of(record), encode(record)) for record in assignments.records.values()]
+    temporary = path.with_suffix(".new")
+    with open(temporary, "wb") as file:
+        file.write(msgspec.msgpack.encode(rows))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _kind_of(record: Record) -> RecordKind:
+    return next(kind for kind, cls in RECORDS.items() if type(record) is cls)

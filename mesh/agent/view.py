@@ -1,0 +1,78 @@
+"""What one node knows: the records its manager sent, and the state of its own tasks. Pure values.
+
+The records are kept as the dispatcher numbers them: complete once, then differences. A gap is an error of the
+stream, and the cure is to start over (`SequenceGap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar, cast
+
+from control.assignment import Key, Peer, Record, RecordKind, Settings, key_of
+from control.lifecycle import TaskState
+from control.model import Task
+
+R = TypeVar("R", bound=Record)
+
+
+class SequenceGapError(Exception):
+    """A difference arrived that does not apply to what we hold; the session has to start over."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """What this node knows of a task of its own, fresher than what the managers have heard."""
+
+    state: TaskState
+    netns: str | None  # path of its namespace, once prepared
+    draining: bool = False  # asked to stop, still serving open connections
+
+
+@dataclass(frozen=True, slots=True)
+class Assignments:
+    """The records in force. `sequence` 0: nothing heard yet in this session."""
+
+    sequence: int = 0
+    records: Mapping[Key, Record] = field(default_factory=lambda: MappingProxyType({}))
+
+    def updated(
+        self, applies_to: int, results_in: int, records: Iterable[Record], removed: Iterable[Key]
+    ) -> Assignments:
+        """These assignments after one message of the dispatcher. Raises SequenceGapError."""
+        if applies_to not in (0, self.sequence):
+            raise SequenceGapError(f"got a difference on top of {applies_to}, have {self.sequence}")
+        held = dict(self.records) if applies_to else {}
+        for key in removed:
+            held.pop(key, None)
+        held.update((key_of(record), record) for record in records)
+        return Assignments(results_in, MappingProxyType(held))
+
+    def of(self, kind: RecordKind, cls: type[R]) -> list[R]:
+        """All records of a kind, in the order of their keys, so that plans do not depend on arrival."""
+        return [cast("R", self.records[key]) for key in sorted(k for k in self.records if k[0] == kind)]
+
+    def settings(self) -> Settings | None:
+        """The cluster's settings; None before the first message ever."""
+        return cast("Settings | None", self.records.get(("settings", "")))
+
+    def task(self, task_id: str) -> Task | None:
+        """A task of this node by id."""
+        return cast("Task | None", self.records.get(("task", task_id)))
+
+    def peer(self, node_id: str) -> Peer | None:
+        """A node of the cluster by id."""
+        return cast("Peer | None", self.records.get(("peer", node_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The whole input of `compile`."""
+
+    node_id: str
+    data_address: str
+    netns_dir: str
+    assignments: Assignments
+    tasks: Mapping[str, LocalTask]  # own tasks by id
