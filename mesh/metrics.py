@@ -1,6 +1,6 @@
 """Counters and gauges of the daemon, and their Prometheus text form (exposition format 0.0.4).
 
-Deliberately small: metrics are made at start, there are no labels with unbounded values.
+Deliberately small: there are no labels, so nothing that comes from outside can make it grow.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Metrics:
     _all: dict[str, Counter | Gauge] = field(default_factory=dict)
 
     def counter(self, name: str, text: str) -> Counter:
-        """A new counter; its name ends in `_total`."""
-        assert name not in self._all, name
-        made = self._all[name] = Counter(name, text)
+        """The counter of that name; it ends in `_total`. Made at the first call."""
+        made = self._all.setdefault(name, Counter(name, text))
+        assert isinstance(made, Counter), name
         return made
 
     def gauge(self, name: str, text: str) -> Gauge:
-        """A new gauge."""
-        assert name not in self._all, name
-        made = self._all[name] = Gauge(name, text)
+        """The gauge of that name. Made at the first call."""
+        made = self._all.setdefault(name, Gauge(name, text))
+        assert isinstance(made, Gauge), name
         return made
 
     def render(self) -> str:

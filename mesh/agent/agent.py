@@ -118,6 +118,11 @@ class Agent:
             self._group = None
             self.reconciler.close()
 
+    @property
+    def executor_name(self) -> str:
+        """Which executor runs the tasks of this node."""
+        return self._doors.executor.name
+
     async def leave(self) -> None:
         """Stop and remove every task and everything in the kernel; the caller forgets the identity."""
         self._leaving = True

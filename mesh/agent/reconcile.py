@@ -79,7 +79,7 @@ class Reconciler:
         self._dirty = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
         self._last: NodePlan | None = None
-        self._repairs: Counter = metrics.counter("meshd_repairs_total", "Differences found in the kernel and put right")
+        self.repairs: Counter = metrics.counter("meshd_repairs_total", "Differences found in the kernel and put right")
         self._changes: Counter = metrics.counter("meshd_kernel_changes_total", "Changes made in the kernel")
 
     def kick(self) -> None:
@@ -127,7 +127,7 @@ class Reconciler:
         ]
         changes = {kind: count for report in reports for kind, count in report.changes.items() if count}
         if changes:
-            (self._changes if expected else self._repairs).add(sum(changes.values()))
+            (self._changes if expected else self.repairs).add(sum(changes.values()))
             log.log(
                 logging.DEBUG if expected else logging.WARNING,
                 "applied the plan" if expected else "repaired the kernel",

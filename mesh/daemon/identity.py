@@ -1,0 +1,58 @@
+"""The file that says who this machine is in its cluster: `<state_dir>/identity.json`, mode 0600, written whole.
+
+Its presence is what makes a daemon active after a restart. It holds the node's secret, so it is for root only.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from control.model import Role
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this node is. `address` is host:port of its manager API (managers only)."""
+
+    node_id: str
+    node_number: int
+    secret: str
+    cluster_id: str
+    role: Role
+    data_address: str
+    managers: tuple[str, ...]
+    address: str = ""
+
+
+class IdentityError(Exception):
+    """The identity file is there but cannot be used. One sentence for the user."""
+
+
+def load(state_dir: Path) -> Identity | None:
+    """The identity, or None on a machine that is in no cluster. Raises IdentityError."""
+    path = state_dir / "identity.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise IdentityError(f"cannot read {path}: {error}; restore it, or remove {state_dir} to start anew") from error
+
+
+def save(state_dir: Path, identity: Identity) -> None:
+    """Write the identity, durably. Raises OSError."""
+    path = state_dir / "identity.json"
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(identity)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def forget(state_dir: Path) -> None:
+    """Leave the cluster for good."""
+    (state_dir / "identity.json").unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""The local socket of the daemon: `Local` (this machine), and `Control` handed to a manager.
+
+Every call is refused with one sentence when the node is not in the state it needs. `ControlGate` hands a call to the
+manager of this process, if it is one, and else passes it on over TCP as it is; the manager checks it either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, cast
+
+import grpc
+import msgspec
+
+import mesh
+from control.model import ClusterSpec
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer
+from mesh.daemon.identity import Identity
+
+# A forwarded call other than a watch is answered within this time or not at all.
+FORWARD_TIMEOUT_S = 20.0
+
+
+class StateError(Exception):
+    """The call does not fit the state of this node. One sentence for the user."""
+
+
+class NodeControl(Protocol):
+    """What the local API needs of the node (mesh.daemon.node.Node)."""
+
+    identity: Identity | None
+
+    def info(self) -> pb.InfoReply: ...
+    async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply: ...
+    async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply: ...
+    async def leave(self, *, force: bool) -> None: ...
+    def task_process(self, reference: str) -> tuple[str, int]: ...
+    def manager_addresses(self) -> tuple[str, ...]: ...
+    def own_control(self) -> ControlServicer | None: ...
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LocalService(LocalServicer):
+    """Calls about this machine."""
+
+    def __init__(self, node: NodeControl) -> None:
+        self._node = node
+
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
+        reply = self._node.info()
+        reply.version = mesh.__version__
+        return reply
+
+    async def Init(self, request: pb.InitRequest, context: Context) -> pb.InitReply:
+        try:
+            spec = msgspec.msgpack.decode(request.spec, type=ClusterSpec) if request.spec else ClusterSpec()
+        except msgspec.MsgspecError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unreadable cluster settings: {error}")
+        try:
+            return await self._node.init(request, spec)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    async def Join(self, request: pb.LocalJoinRequest, context: Context) -> pb.LocalJoinReply:
+        try:
+            return await self._node.join(request)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details() or error.code().name)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
+        try:
+            await self._node.leave(force=request.force)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return pb.LeaveReply()
+
+    async def TaskProcess(self, request: pb.TaskProcessRequest, context: Context) -> pb.TaskProcessReply:
+        try:
+            task_id, pid = self._node.task_process(request.reference)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+
+_UNARY = (
+    "List",
+    "Get",
+    "CreateNetwork",
+    "CreateService",
+    "UpdateService",
+    "RollbackService",
+    "UpdateNode",
+    "UpdateCluster",
+    "Remove",
+    "RotateToken",
+)
+
+
+class ControlGate(ControlServicer):
+    """`Control` on the local socket of any node."""
+
+    def __init__(self, node: NodeControl) -> None:
+        self._node = node
+        for name in _UNARY:
+            setattr(self, name, self._forward(name))
+
+    def _forward(self, name: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            own = self._node.own_control()
+            if own is not None:
+                return await getattr(own, name)(request, context)
+            async with grpc.aio.insecure_channel(await self._manager(context)) as channel:
+                try:
+                    return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
+                except grpc.aio.AioRpcError as error:
+                    await context.abort(error.code(), _explain(error))
+
+        return call
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
+        own = self._node.own_control()
+        if own is not None:
+            async for event in cast("AsyncIterator[pb.Event]", own.Watch(request, context)):
+                yield event
+            return
+        async with grpc.aio.insecure_channel(await self._manager(context)) as channel:
+            try:
+                async for event in cast("AsyncIterator[pb.Event]", ControlStub(channel).Watch(request)):
+                    yield event
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), _explain(error))
+
+    async def _manager(self, context: Context) -> str:
+        addresses = self._node.manager_addresses()
+        if not addresses:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                'this node is in no cluster: start one with "mesh init", or enter one with "mesh join"',
+            )
+        return addresses[0]
+
+
+def _explain(error: grpc.aio.AioRpcError) -> str:
+    details = error.details() or error.code().name
+    return f"no manager answers: {details}" if error.code() is grpc.StatusCode.UNAVAILABLE else details

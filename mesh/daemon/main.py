@@ -1,0 +1,144 @@
+"""`meshd`: reads its configuration, takes its state directory, and runs a node until SIGTERM.
+
+Ends in order on SIGTERM or SIGINT: the session is closed, then the API. Tasks, VIPs and routes stay: the next start
+adopts them. A failed component ends the process with its whole exception group, and systemd starts it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dns.service import NameServer
+from mesh.agent.agent import Doors
+from mesh.config import Config, ConfigError, load_config
+from mesh.daemon import machine
+from mesh.daemon.identity import IdentityError
+from mesh.daemon.node import Node
+from mesh.daemon.notify import notify, watchdog_interval_s
+from mesh.executor.process import ProcessExecutor
+from mesh.log import setup_logging
+from mesh.metrics import Metrics
+from mesh.vip.kernel import Kernel as VipKernel
+from overlay.kernel import Kernel as OverlayKernel
+
+log = logging.getLogger("meshd")
+
+# A turn of the event loop longer than this is logged: a slow loop makes a node look dead.
+SLOW_TURN_S = 0.1
+_LAG_PERIOD_S = 0.5
+
+
+class StartError(Exception):
+    """The daemon cannot run here. One sentence for the user."""
+
+
+def main() -> None:
+    """Entry point of the `meshd` command."""
+    try:
+        config = load_config(sys.argv[1:])
+        setup_logging(config)
+        _check_machine()
+        lock = _take(Path(config.state_dir))
+    except (ConfigError, StartError) as error:
+        sys.exit(f"meshd: {error}")
+    try:
+        asyncio.run(_run(config))
+    except IdentityError as error:
+        sys.exit(f"meshd: {error}")
+    finally:
+        os.close(lock)
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise StartError("must run as root: it makes network namespaces, VXLAN devices and nftables rules")
+    if shutil.which("nft") is None:
+        raise StartError("nftables is not installed: apt-get install nftables")
+
+
+def _take(state_dir: Path) -> int:
+    """Lock the state directory for the life of this process."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"cannot use the state directory {state_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StartError(f"another meshd uses the state directory {state_dir}") from error
+    return lock
+
+
+async def _run(config: Config) -> None:
+    metrics = Metrics()
+    node = Node(config, _doors, lambda address: _describe(config, address), metrics, _wall_ms)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as group:
+        helpers = [group.create_task(_watch_loop(metrics)), group.create_task(_feed_watchdog())]
+        serving = group.create_task(node.run(_ready))
+        stopping = group.create_task(stop.wait())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        notify("STOPPING=1")
+        for task in (serving, stopping, *helpers):
+            task.cancel()
+    log.info("stopped")
+
+
+def _ready() -> None:
+    notify("READY=1")
+    log.info("ready")
+
+
+def _doors(config: Config) -> Doors:
+    state = Path(config.state_dir)
+    return Doors(
+        executor=ProcessExecutor(state, netns_dir=config.netns_dir),
+        overlay=OverlayKernel(netns_dir=config.netns_dir),
+        balancer=VipKernel(),
+        name_server=NameServer(resolv_conf=config.resolv_conf),
+    )
+
+
+def _describe(config: Config, data_address: str) -> machine.NodeDescription:
+    mtu = next((a.mtu for a in machine.addresses() if str(a.address) == data_address), 0)
+    return machine.describe(config.node_name, ("process",), "nftables", mtu)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def _watch_loop(metrics: Metrics) -> None:
+    """Measure how late the loop runs."""
+    slow = metrics.counter("meshd_slow_turns_total", "Turns of the event loop that took too long")
+    loop = asyncio.get_running_loop()
+    while True:
+        before = loop.time()
+        await asyncio.sleep(_LAG_PERIOD_S)
+        late_s = loop.time() - before - _LAG_PERIOD_S
+        if late_s > SLOW_TURN_S:
+            slow.add()
+            log.warning("the event loop was slow", extra={"late_s": round(late_s, 3)})
+
+
+async def _feed_watchdog() -> None:
+    interval_s = watchdog_interval_s()
+    while interval_s is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)
+
+
+if __name__ == "__main__":
+    main()

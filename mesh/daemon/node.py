@@ -1,0 +1,332 @@
+"""The life of a node: idle, then a member of a cluster, then perhaps idle again.
+
+`Node.run` owns everything: the local socket always, and while the node is a member the manager (if it is one) and the
+agent. Tasks end in the order agent, manager, local socket. What runs in the kernel and as tasks outlives all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import msgspec
+
+from control.manager import Manager
+from control.model import ClusterSpec, NodeDescription, Task
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import (
+    ControlServicer,
+    MembershipStub,
+    add_ControlServicer_to_server,
+    add_LocalServicer_to_server,
+)
+from control.token import TokenError, parse_token
+from mesh.agent.agent import Agent, Doors
+from mesh.agent.agent import Identity as AgentIdentity
+from mesh.config import Config
+from mesh.daemon import identity as identities
+from mesh.daemon import machine
+from mesh.daemon.identity import Identity
+from mesh.daemon.local import ControlGate, LocalService, StateError
+from mesh.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 20.0
+# The local server gives calls in flight this long at the end.
+LOCAL_GRACE_S = 0.5
+
+
+class _Left(Exception):
+    """The node has left its cluster; ends the member's task group."""
+
+
+class Node:
+    """See the module. `doors` makes the outside of an agent anew for each membership."""
+
+    def __init__(
+        self,
+        config: Config,
+        doors: Callable[[Config], Doors],
+        describe: Callable[[str], NodeDescription],
+        metrics: Metrics,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.config, self.metrics = config, metrics
+        self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
+        self.state_dir = Path(config.state_dir)
+        self.identity: Identity | None = identities.load(self.state_dir)
+        self._agent: Agent | None = None
+        self._manager: Manager | None = None
+        self._wake = asyncio.Event()
+        self._leave = asyncio.Event()
+        self._changing = asyncio.Lock()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled. `ready` is called once the local socket answers."""
+        server = await self._serve_local()
+        ready()
+        try:
+            while True:
+                if self.identity is None:
+                    await self._wake.wait()
+                self._wake.clear()
+                await self._be_member()
+        finally:
+            await server.stop(LOCAL_GRACE_S)
+
+    async def _serve_local(self) -> grpc.aio.Server:
+        path = Path(self.config.socket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an earlier life; the lock on the state directory says that it is over
+        server = grpc.aio.server()
+        add_LocalServicer_to_server(LocalService(self), server)
+        add_ControlServicer_to_server(ControlGate(self), server)
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        os.chmod(path, 0o660)
+        return server
+
+    async def _be_member(self) -> None:
+        """Run manager and agent until the node leaves."""
+        assert self.identity is not None
+        identity = self.identity
+        log.info("member of a cluster", extra={"node": identity.node_id, "role": identity.role})
+        doors = self._doors(self.config)
+        description = await asyncio.to_thread(self._describe, identity.data_address)
+        try:
+            async with asyncio.TaskGroup() as group:
+                if identity.role == "manager":
+                    self._manager = self._manager or await self._open_manager(identity)
+                    group.create_task(self._manager.run())
+                self._agent = Agent(
+                    AgentIdentity(
+                        node_id=identity.node_id,
+                        secret=identity.secret,
+                        cluster_id=identity.cluster_id,
+                        data_address=identity.data_address,
+                        managers=(identity.address,) if identity.address else identity.managers,
+                    ),
+                    description,
+                    doors,
+                    self.state_dir,
+                    self.config.netns_dir,
+                    self.metrics,
+                    self._wall_ms,
+                )
+                group.create_task(self._agent.run())
+                group.create_task(self._until_left(self._agent))
+        except* _Left:
+            log.info("left the cluster")
+        finally:
+            self._agent = None
+            if self._manager is not None:
+                await self._manager.close()
+                self._manager = None
+
+    async def _until_left(self, agent: Agent) -> None:
+        await self._leave.wait()
+        await agent.leave()
+        self._leave.clear()
+        raise _Left
+
+    async def _open_manager(self, identity: Identity) -> Manager:
+        return await Manager.open(
+            self.state_dir / "manager",
+            cluster_id=identity.cluster_id,
+            listen=self.config.listen,
+            wall_ms=self._wall_ms,
+        )
+
+    # --- the local API ------------------------------------------------------------------------------------------------
+
+    def own_control(self) -> ControlServicer | None:
+        """The API of the manager in this process, if there is one."""
+        return self._manager.control if self._manager is not None else None
+
+    def manager_addresses(self) -> tuple[str, ...]:
+        """Where managers are, best known first."""
+        if self._agent is not None and self._agent.connection.managers:
+            return self._agent.connection.managers
+        return self.identity.managers if self.identity is not None else ()
+
+    def info(self) -> pb.InfoReply:
+        """What `mesh status` shows of this node."""
+        if self.identity is None:
+            return pb.InfoReply(state="idle", node_name=self.config.node_name)
+        agent = self._agent
+        errors = agent.outcome.errors if agent is not None and agent.outcome is not None else ()
+        return pb.InfoReply(
+            state="active",
+            node_id=self.identity.node_id,
+            node_name=self.config.node_name,
+            cluster_id=self.identity.cluster_id,
+            role=self.identity.role,
+            managers=list(self.manager_addresses()),
+            connected=agent is not None and agent.session.connected,
+            executor=agent.executor_name if agent is not None else "",
+            balancer=agent.session.description.balancer if agent is not None else "",
+            sequence=agent.session.assignments.sequence if agent is not None else 0,
+            repairs=int(agent.reconciler.repairs.value) if agent is not None else 0,
+            error="; ".join(errors) or (agent.connection.error if agent is not None else ""),
+        )
+
+    def task_process(self, reference: str) -> tuple[str, int]:
+        """The process of a task that runs here. Raises StateError."""
+        if self._agent is None:
+            raise StateError("this node is in no cluster")
+        found = {
+            task_id: pid
+            for task_id, task in self._agent.tasks.known().items()
+            if (pid := self._agent.tasks.pid(task_id)) is not None
+            and (
+                task_id.startswith(reference) or (task is not None and f"{task.service_name}.{task.slot}" == reference)
+            )
+        }
+        if len(found) > 1 and reference not in found:
+            raise StateError(f'"{reference}" names several tasks on this node: {", ".join(sorted(found))}')
+        if not found:
+            raise StateError(f'no task "{reference}" runs on this node')
+        return next(iter(found.items())) if reference not in found else (reference, found[reference])
+
+    async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply:
+        """Start a cluster with this node as its first manager."""
+        async with self._changing:
+            self._must_be_idle()
+            host, port = self._split(request.advertise_address or self.config.advertise_address)
+            own = await self._own_address(host)
+            data = await self._own_address(request.data_address or self.config.data_address or own)
+            address = f"{own}:{port}"
+            description = await asyncio.to_thread(self._describe, data)
+            made = await Manager.bootstrap(
+                self.state_dir / "manager",
+                spec=spec,
+                description=description,
+                availability=request.availability or "active",
+                data_address=data,
+                address=address,
+                wall_ms=self._wall_ms,
+            )
+            self._become(
+                Identity(
+                    node_id=made.node_id,
+                    node_number=made.node_number,
+                    secret=made.secret,
+                    cluster_id=made.cluster_id,
+                    role="manager",
+                    data_address=data,
+                    managers=(address,),
+                    address=address,
+                )
+            )
+            return pb.InitReply(
+                node_id=made.node_id,
+                cluster_id=made.cluster_id,
+                worker_token=made.worker_token,
+                manager_address=address,
+            )
+
+    async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply:
+        """Enter a cluster. Raises StateError or the manager's AioRpcError; nothing is kept unless it succeeds."""
+        async with self._changing:
+            self._must_be_idle()
+            try:
+                parse_token(request.token)
+            except TokenError as error:
+                raise StateError(str(error)) from error
+            own = await self._address_towards(request)
+            description = await asyncio.to_thread(self._describe, own)
+            reply = await self._ask_to_join(
+                list(request.managers),
+                pb.JoinRequest(
+                    token=request.token,
+                    description=msgspec.msgpack.encode(description),
+                    data_address=own,
+                    availability=request.availability or "active",
+                ),
+            )
+            self._become(
+                Identity(
+                    node_id=reply.node_id,
+                    node_number=reply.node_number,
+                    secret=reply.secret,
+                    cluster_id=reply.cluster_id,
+                    role="worker",
+                    data_address=own,
+                    managers=tuple(reply.managers) or tuple(request.managers),
+                )
+            )
+            return pb.LocalJoinReply(node_id=reply.node_id)
+
+    async def leave(self, *, force: bool) -> None:
+        """Leave the cluster: tasks stopped, kernel cleaned, identity forgotten."""
+        async with self._changing:
+            if self.identity is None:
+                raise StateError("this node is in no cluster")
+            if self.identity.role == "manager" and not force:
+                raise StateError(
+                    "this node is the only manager: leaving ends the cluster for all; use --force to do so"
+                )
+            if self._agent is None:
+                raise StateError("this node is not up yet; try again")
+            self._leave.set()
+            while self._leave.is_set() or self._agent is not None:  # noqa: ASYNC110 - ends with the member's group
+                await asyncio.sleep(0.05)
+            identities.forget(self.state_dir)
+            self.identity = None
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _must_be_idle(self) -> None:
+        if self.identity is not None:
+            raise StateError('this node is already in a cluster: "mesh leave" first')
+        if (self.state_dir / "manager").exists():
+            raise StateError(
+                f"{self.state_dir}/manager holds the state of another cluster: "
+                "restore its identity.json, or move the directory away"
+            )
+
+    def _become(self, identity: Identity) -> None:
+        identities.save(self.state_dir, identity)
+        self.identity = identity
+        self._wake.set()
+
+    def _split(self, address: str) -> tuple[str, str]:
+        host, _, port = address.partition(":")
+        return host, port or self.config.listen.rpartition(":")[2]
+
+    async def _address_towards(self, request: pb.LocalJoinRequest) -> str:
+        """The data address asked for, else the one from which this machine reaches the manager."""
+        asked = request.data_address or self.config.data_address
+        if not asked and request.managers:
+            asked = machine.source_address(request.managers[0])
+        return await self._own_address(asked)
+
+    async def _own_address(self, asked: str) -> str:
+        try:
+            return str(machine.choose_address(asked, await asyncio.to_thread(machine.addresses)))
+        except machine.AddressError as error:
+            raise StateError(str(error)) from error
+
+    async def _ask_to_join(self, managers: list[str], request: pb.JoinRequest) -> pb.JoinReply:
+        if not managers:
+            raise StateError("say which manager to join: mesh join --token TOKEN HOST:PORT")
+        failure: grpc.aio.AioRpcError | None = None
+        for address in managers:
+            try:
+                async with grpc.aio.insecure_channel(address) as channel:
+                    return await MembershipStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
+                failure = error
+        detail = failure.details() if failure is not None else ""
+        raise StateError(f"no manager answers at {', '.join(managers)}: {detail}")
+
+
+def _slot_name(task: Task | None) -> str | None:
+    return f"{task.service_name}.{task.slot}" if task is not None else None
