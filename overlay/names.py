@@ -1,0 +1,90 @@
+"""Every name, MAC and link-local address of the overlay, derived from numbers that the cluster hands out. Pure.
+
+Nothing here is stored anywhere: a node that restarts, or another that looks, derives the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+# Namespaces, devices and aliases of ours begin with this; what does not is never touched.
+PREFIX = "mesh"
+# Routes of ours carry this protocol number (rtnetlink(7)): free in /etc/iproute2/rt_protos. mesh.vip uses the next.
+ROUTE_PROTOCOL = 109
+
+# Network ids are 25 characters; 12 of base 36 tell networks apart and keep names readable.
+_ID_LENGTH = 12
+# Locally administered, "msh" in ASCII, then the node's number.
+_MAC_PREFIX = "02:6d:73:68"
+# Link-local addresses leave no host, so they may repeat on every host and network: the upper half for routers by node
+# number, the lower half for uplinks by network.
+_ROUTERS = IPv4Network("169.254.128.0/17")
+_UPLINKS = IPv4Network("169.254.0.0/17")
+_METADATA = IPv4Address("169.254.169.254")  # cloud metadata services
+_METADATA_STAND_IN = IPv4Address("169.254.255.255")  # of the one node number that would get it
+MAX_NODE_NUMBER = 32766
+FIRST_VNI = 4096
+_UPLINK_SLOTS = 8192  # /30s in the lower half; networks further apart than this in VNI share no slot in practice
+
+# Bytes that VXLAN over IPv4 adds to a frame: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348).
+VXLAN_OVERHEAD_BYTES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The veth pair between a router and its host."""
+
+    host_device: str
+    router_device: str
+    host_address: IPv4Address
+    router_address: IPv4Address
+    prefix_length: int
+
+
+def router_netns(network_id: str) -> str:
+    """Name of a network's router namespace."""
+    return f"{PREFIX}-{network_id[:_ID_LENGTH]}"
+
+
+def is_router_netns(name: str) -> bool:
+    """Whether a namespace is one of our routers (task namespaces begin with "mesh-t-")."""
+    return name.startswith(f"{PREFIX}-") and not name.startswith(f"{PREFIX}-t-")
+
+
+def alias(network_id: str) -> str:
+    """The alias (ifalias) on every device of a network, by which it is found again."""
+    return f"{PREFIX}:{network_id}"
+
+
+def vxlan_device(vni: int) -> str:
+    """Name of a network's VXLAN device, unique on a host."""
+    return f"vx{vni}"
+
+
+def veth_device(address: IPv4Address) -> str:
+    """Name of the router's end of a task's veth, by the task's address on the network."""
+    return f"t{int(address):08x}"
+
+
+def router_mac(node_number: int) -> str:
+    """MAC of a node's routers on VXLAN, the same on every network."""
+    return f"{_MAC_PREFIX}:{node_number >> 8:02x}:{node_number & 255:02x}"
+
+
+def router_address(node_number: int) -> IPv4Address:
+    """Address of a node's routers on VXLAN: a next hop only, it stands in no packet but ICMP errors."""
+    assert 1 <= node_number <= MAX_NODE_NUMBER, node_number
+    address = _ROUTERS.network_address + node_number
+    return _METADATA_STAND_IN if address == _METADATA else address
+
+
+def uplink(vni: int) -> Uplink:
+    """The uplink of a network's router."""
+    base = _UPLINKS.network_address + 4 * ((vni - FIRST_VNI) % _UPLINK_SLOTS)
+    return Uplink(f"{PREFIX}{vni}", "up0", base + 1, base + 2, 30)
+
+
+def tunnel_mtu(underlay_mtu: int) -> int:
+    """What fits into one VXLAN packet on the underlay."""
+    return underlay_mtu - VXLAN_OVERHEAD_BYTES
