@@ -1,0 +1,323 @@
+"""The store of one manager: the tables, kept true by a backend.
+
+The store has no task of its own: the backend calls it (`_deliver`) and callers wait for the backend's futures. It
+holds two snapshots. `view()` is what is durable, and only that is ever read. The *head* has the commits under way on
+top, and only the checks of further commits look at it; so commits are pipelined, none waits for the sync of another,
+and nothing is locked across an await. When a commit fails, the head falls back to the view, and what was proposed on
+top of it fails too.
+
+What the store is told by its backend it either has prepared itself (then the prepared snapshot becomes the view) or it
+comes from another leader (then it is decoded and applied): both lead to the same tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from control.lifecycle import Writer
+from control.model import KINDS
+from control.store.backend import (
+    Backend,
+    Committed,
+    Delivery,
+    Failed,
+    Following,
+    Guard,
+    Image,
+    Leading,
+    Member,
+    Proposal,
+    Replaced,
+    RowChange,
+    Status,
+)
+from control.store.errors import BackendFailed, NotLeader, StoreClosed, StoreError, TooLarge
+from control.store.rows import MAX_BYTES, MAX_CHANGES, change_of, decode, split
+from control.store.tables import Event, Snapshot, event
+from control.store.txn import Change, name_of, prepare
+from control.store.watch import Commit, History, Resync, Watcher
+
+__all__ = ["Commit", "Event", "Resync", "Store", "Watcher"]
+
+# Commits under way; further callers wait. Enough for a group commit to fill the disk's sync time many times over
+# (a sync of 1 ms and 25 µs for each commit would be 40), little enough that a stop or a failure is over at once.
+MAX_PENDING = 256
+MAX_PENDING_BYTES = 16 * 1024 * 1024  # ten full batches
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    """A commit under way."""
+
+    changes: tuple[RowChange, ...]
+    events: tuple[Event, ...]
+    after: Snapshot
+    size_bytes: int
+    future: asyncio.Future[None]
+
+
+class Store:
+    """See the top of the file. All methods belong to the event loop that called `open`."""
+
+    def __init__(self, backend: Backend, now_ms: Callable[[], int]) -> None:
+        self._backend = backend
+        self._now_ms = now_ms
+        self._view = self._head = Snapshot()
+        self._pending: deque[_Pending] = deque()
+        self._pending_bytes = 0
+        self._history = History(self.view)
+        self._term: int | None = None
+        self._leader = ""
+        self._state: StoreError | None = StoreClosed("the store has not been opened")  # why it takes no commits
+        self._turn: asyncio.Future[None]  # done at the next change of leadership or of `_state`
+
+    async def open(self) -> None:
+        """Load everything, and learn who leads. Raises BackendFailed with what to do about it."""
+        self._turn = asyncio.get_running_loop().create_future()
+        image = await self._backend.load()
+        self._view = self._head = _snapshot(image)
+        self._history = History(self.view)
+        self._state = None
+        turn = self._turn
+        self._backend.watch(image.version, self._deliver)
+        await asyncio.wait([turn])
+        self._check_open()
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def view(self) -> Snapshot:
+        """What is durable now. Free; may be held."""
+        return self._view
+
+    async def barrier(self) -> Snapshot:
+        """A view that holds every commit acknowledged anywhere before the call (a linearizable read)."""
+        self._check_open()
+        watcher = self.watch(None)
+        version = await self._backend.barrier()
+        while self._view.version < version:
+            await anext(watcher)
+        return self._view
+
+    def watch(self, after: int | None = None) -> Watcher:
+        """All commits after a version (None: from now on) as they become durable.
+
+        `view = store.view(); watcher = store.watch(view.version)` without an await between them misses nothing.
+        """
+        return self._history.watch(after)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Iterable[Change], writer: Writer, *, term: int | None = None) -> int:
+        """Write all of it or nothing; returns the version when it is durable and in `view()`.
+
+        `term` is that of `leading()` for loops that must not outlive their leadership; None: the current one.
+        Raises StoreError; of these only OutcomeUnknown, BackendFailed and StoreClosed leave open whether it happened.
+        A cancelled caller does not know either.
+        """
+        changes = tuple(changes)
+        if not changes:
+            return self._view.version
+        await self._room()
+        pending = self._propose(changes, writer, term)
+        await asyncio.shield(pending.future)
+        return pending.after.version
+
+    async def batch(self, changes: Iterable[Change], writer: Writer, *, term: int | None = None) -> int:
+        """Write many changes as several commits, in order; returns the version of the last.
+
+        Stops at the first commit that fails, and raises its error when all before it have settled.
+        """
+        version = self._view.version
+        proposed: list[_Pending] = []
+        failure: StoreError | None = None
+        for part in split(changes):
+            await self._room()
+            try:
+                proposed.append(self._propose(tuple(part), writer, term))
+            except StoreError as error:
+                failure = error
+                break
+        for pending in reversed(proposed):
+            try:
+                await asyncio.shield(pending.future)
+            except StoreError as error:
+                failure = error  # the earliest one in the end
+            else:
+                version = max(version, pending.after.version)
+        if failure is not None:
+            raise failure
+        return version
+
+    def _propose(self, changes: tuple[Change, ...], writer: Writer, term: int | None) -> _Pending:
+        """Check against the head, hand to the backend, move the head: one turn of the loop."""
+        self._check_open()
+        if self._term is None:
+            raise NotLeader("this manager does not lead the cluster" + (f": {self._leader} does" * bool(self._leader)))
+        if term is not None and term != self._term:
+            raise NotLeader(f"the leadership of term {term} is over")
+        if len(changes) > MAX_CHANGES:
+            raise TooLarge(f"{len(changes)} changes are too many for one commit: the limit is {MAX_CHANGES}")
+        prepared = prepare(self._head, changes, writer, self._now_ms())
+        rows = tuple(change_of(c, e.before) for c, e in zip(prepared.changes, prepared.events, strict=True))
+        size = sum(len(row.blob) for row in rows if row.blob is not None)
+        if size > MAX_BYTES:
+            at = max(range(len(rows)), key=lambda i: len(rows[i].blob or b""))
+            raise TooLarge(
+                f"{name_of(prepared.events[at].object)} makes a commit of {size} bytes: {MAX_BYTES} are allowed"
+            )
+        future = self._backend.commit(Proposal(prepared.after.version, rows), Guard(self._term))
+        pending = _Pending(rows, prepared.events, prepared.after, size, future)
+        self._pending.append(pending)
+        self._pending_bytes += size
+        self._head = prepared.after
+        future.add_done_callback(lambda done: self._settled(pending, done))
+        return pending
+
+    async def _room(self) -> None:
+        while len(self._pending) >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
+            await asyncio.wait([self._pending[0].future])
+
+    def _settled(self, pending: _Pending, done: asyncio.Future[None]) -> None:
+        """A commit that fails takes all that were built upon it out of the head."""
+        if done.exception() is None or pending not in self._pending:
+            return
+        while self._pending:
+            last = self._pending.pop()
+            self._pending_bytes -= last.size_bytes
+            if last is pending:
+                break
+        self._head = self._pending[-1].after if self._pending else self._view
+
+    def _drop_pending(self) -> None:
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._head = self._view
+
+    # --- what the backend says ------------------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            match delivery:
+                case Committed():
+                    self._committed(delivery)
+                case Replaced(image):
+                    self._view = _snapshot(image)
+                    self._drop_pending()
+                    self._history.reset()
+                case Leading(term):
+                    self._drop_pending()
+                    self._lead(term, "")
+                case Following(leader):
+                    self._drop_pending()
+                    self._lead(None, leader)
+                case Failed(error):
+                    self._fail(error)
+        except BackendFailed as error:  # what was delivered cannot be read: nothing after it may be applied
+            self._fail(error)
+            self._backend.close()
+
+    def _committed(self, commit: Committed) -> None:
+        if self._state is not None and not isinstance(self._state, StoreClosed):
+            return
+        first = self._pending[0] if self._pending else None
+        if first is not None and first.after.version == commit.version and first.changes == commit.changes:
+            self._pending.popleft()
+            self._pending_bytes -= first.size_bytes
+            self._view, events = first.after, first.events
+        else:
+            events = _events(self._view, commit)
+            self._view = self._view.apply(commit.version, events)
+            self._drop_pending()
+        self._history.append(Commit(commit.version, events))
+
+    # --- leadership -----------------------------------------------------------------------------------------------
+
+    @property
+    def term(self) -> int | None:
+        """The term in which this manager leads, None if it does not."""
+        return self._term
+
+    @property
+    def leader(self) -> str:
+        """Node id of another manager that leads, "" if none is known or this one does."""
+        return self._leader
+
+    async def leading(self) -> int:
+        """Wait until this manager leads; the term. Everything committed in earlier terms is in `view()` then."""
+        while self._term is None:
+            self._check_open()
+            await asyncio.wait([self._turn])
+        return self._term
+
+    async def deposed(self, term: int) -> None:
+        """Wait until the leadership of `term` is over (also because the store was closed or failed)."""
+        while self._term == term:
+            await asyncio.wait([self._turn])
+
+    def members(self) -> tuple[Member, ...]:
+        """All managers, as far as known here."""
+        return self._backend.members()
+
+    def status(self) -> Status:
+        """What this manager knows of the store's health, without asking anybody."""
+        return self._backend.status()
+
+    def _lead(self, term: int | None, leader: str) -> None:
+        self._term, self._leader = term, leader
+        turn, self._turn = self._turn, asyncio.get_running_loop().create_future()
+        turn.set_result(None)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def closed(self) -> None:
+        """Wait until the store is closed. Raises what it failed with: the daemon must end then."""
+        while self._state is None:
+            await asyncio.wait([self._turn])
+        if not isinstance(self._state, StoreClosed):
+            raise self._state
+
+    def close(self) -> asyncio.Future[None]:
+        """Take no more commits, end the watchers. Await the result to know that the backend has let go of its files.
+
+        Commits that are not durable by then fail with StoreClosed.
+        """
+        if self._state is None:
+            self._state = StoreClosed("the store is closed: this manager is stopping")
+            self._lead(None, "")
+            self._history.end(None)
+        return self._backend.close()
+
+    def _fail(self, error: StoreError) -> None:
+        if self._state is None:
+            self._state = error
+            self._drop_pending()
+            self._lead(None, "")
+            self._history.end(error)
+
+    def _check_open(self) -> None:
+        if self._state is not None:
+            raise self._state
+
+
+def _snapshot(image: Image) -> Snapshot:
+    return Snapshot.of((decode(row.kind, row.blob) for row in image.rows), image.version)
+
+
+def _events(view: Snapshot, commit: Committed) -> tuple[Event, ...]:
+    """What another leader's commit means here. Raises BackendFailed if it does not fit on top of `view`."""
+    if commit.version <= view.version:
+        raise BackendFailed(f"commit {commit.version} was delivered after commit {view.version}: stop, and report this")
+    events = []
+    for row in commit.changes:
+        cls = KINDS.get(row.kind)  # type: ignore[call-overload]
+        before = view.get(cls, row.id) if cls is not None else None
+        after = decode(row.kind, row.blob) if row.blob is not None else None
+        if (before.meta.version if before is not None else 0) != row.expected or (before is None and after is None):
+            raise BackendFailed(
+                f"commit {commit.version} does not fit the {row.kind} {row.id} here: this manager's copy has diverged"
+            )
+        events.append(event(before, after))
+    return tuple(events)
