@@ -1,0 +1,422 @@
+"""Makes an `OverlayPlan` true on this host: reads what the kernel holds, changes what differs, removes what is ours.
+
+Level-triggered and idempotent: the same plan twice changes nothing; after a crash anywhere the next `apply` completes
+what was begun, and a fresh process adopts all that is right without touching it. Acknowledgements of the kernel are not
+believed (it acknowledges ignored FDB changes): every apply works from dumps.
+
+Order of an apply, per network, so that traffic never meets a half-made path: namespace, sysctls, devices, addresses,
+neighbours and FDB, routes. `prune` goes the other way. What cannot be done is collected per thing; the rest is done.
+Synchronous; all calls from one worker thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyroute2 import netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from overlay import names
+from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan
+from overlay.rtnl import FdbEntry, Link, Namespace, Route, inode
+
+KernelError = (OSError, NetlinkError)
+
+HOST_SYSCTLS = {"ipv4/ip_forward": "1"}
+# Set before a router gets devices: they inherit `default`. No redirects: answers of the routing mesh leave by the
+# device they came in, on purpose. No reverse path filter: their way back is not the way of the routing table.
+ROUTER_SYSCTLS = {
+    "ipv4/ip_forward": "1",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/default/rp_filter": "0",
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+    "ipv4/conf/all/proxy_arp": "1",  # a task finds its whole subnet behind its one interface
+}
+# A client that reaches one backend by two addresses (VIP and its own) loses SYNs for a second when timestamps carry a
+# random offset per destination (PAWS on TIME_WAIT); 2 is timestamps without offsets.
+TASK_SYSCTLS = {"ipv4/tcp_timestamps": "2"}
+# Without a device to measure (it is gone), what every Ethernet has.
+DEFAULT_UNDERLAY_MTU = 1500
+
+
+@dataclass(slots=True)
+class Report:
+    """What one call changed, counted by kind of thing, and sentences about what it could not."""
+
+    changes: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Note a thing that could not be done."""
+        self.errors.append(f"cannot {what}: {_reason(error)}")
+
+
+class Kernel:
+    """The overlay of one host."""
+
+    def __init__(self, netns_dir: str = "/run/netns", host_netns: str | None = None) -> None:
+        """`netns_dir` holds the router namespaces by name; `host_netns` is the host's own (None: this process's)."""
+        self._dir = Path(netns_dir)
+        self._host_netns = host_netns
+        self._handles: dict[str | None, Namespace] = {}
+
+    def apply(self, plan: OverlayPlan) -> Report:
+        """Add and correct what the plan wants. Removes only what stands in its way."""
+        report = Report()
+        if not plan.networks:
+            return report
+        try:
+            host = self._handle(self._host_netns)
+            self._sysctls(host, HOST_SYSCTLS, "host", report)
+            mtu = names.tunnel_mtu(_underlay_mtu(host, str(plan.underlay)))
+        except KernelError as error:
+            report.failed("look at the host's network", error)
+            return report
+        for network in plan.networks:
+            try:
+                self._network(host, plan, network, mtu, report)
+            except KernelError as error:
+                report.failed(f"make the router of network {network.id}", error)
+        return report
+
+    def prune(self, plan: OverlayPlan) -> Report:
+        """Remove what is ours and not in the plan."""
+        report = Report()
+        wanted = {names.router_netns(n.id): n for n in plan.networks}
+        for name in self._routers():
+            path = str(self._dir / name)
+            try:
+                if name in wanted:
+                    self._prune_router(plan, wanted[name], self._handle(path), report)
+                else:
+                    self._remove_router(path, report)
+            except KernelError as error:
+                report.failed(f"remove what is left of {name}", error)
+        self._prune_host(plan, report)
+        return report
+
+    # --- one network ------------------------------------------------------------------------------------------------
+
+    def _network(self, host: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report) -> None:
+        router = self._router(network, report)
+        self._sysctls(router, ROUTER_SYSCTLS, "router", report)
+        links = router.links()
+        self._link_up(router, links["lo"], report)
+        vxlan = self._vxlan(host, router, plan, network, mtu, report)
+        uplink = self._uplink(host, router, network, report)
+        gateway = f"{network.gateway}/32"
+        self._addresses(router, {(links["lo"].index, gateway), (uplink.index, _uplink_address(network))}, report)
+        self._tunnels(router, vxlan, plan, report)
+        veths = self._veths(router, network, mtu, report)
+        self._sysctls(router, {f"ipv4/neigh/{device}/proxy_delay": "0" for device in veths.values()}, "router", report)
+        self._routes(router, plan, network, router.links(), veths, report)
+
+    def _router(self, network: OverlayNetwork, report: Report) -> Namespace:
+        """The network's router namespace; made when it is not there."""
+        path = self._dir / names.router_netns(network.id)
+        if not _is_namespace(path):
+            self._empty_lost_router(str(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            netns.create(str(path))
+            report.changes["namespace"] += 1
+        return self._handle(str(path))
+
+    def _empty_lost_router(self, path: str) -> None:
+        """A router whose name is gone lives on through our handle, and its VXLAN device keeps the VNI: remove it."""
+        lost = self._handles.get(path)
+        if lost is not None:
+            for link in lost.links().values():
+                if link.kind in ("veth", "vxlan"):
+                    lost.delete_link(link.index)
+        self._forget(path)
+
+    def _vxlan(
+        self, host: Namespace, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report
+    ) -> Link:
+        """The network's VXLAN device, in the router. Its UDP socket stays in the host, where it was made."""
+        name = names.vxlan_device(network.vni)
+        device = router.links().get(name)
+        wanted = (network.vni, str(plan.underlay), plan.vxlan_port)
+        if device is not None and (device.vni, device.local, device.port) != wanted:
+            router.delete_link(device.index)
+            device = None
+        if device is None:
+            device = self._new_vxlan(host, router, plan, network, mtu, report)
+        mac = names.router_mac(plan.node_number)
+        if (device.mac, device.mtu, device.up) != (mac, mtu, True):
+            router.set_link(device.index, address=mac, mtu=mtu, state="up")
+            report.changes["link"] += 1
+        return device
+
+    def _new_vxlan(
+        self, host: Namespace, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report
+    ) -> Link:
+        name = names.vxlan_device(network.vni)
+        left_over = host.links().get(name)
+        if left_over is not None and left_over.kind == "vxlan":
+            host.delete_link(left_over.index)  # of a crash between making and moving
+        try:
+            host.add_vxlan(name, network.vni, str(plan.underlay), plan.vxlan_port, mtu)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            held = f"VNI {network.vni} on UDP port {plan.vxlan_port} belongs to another device of this machine"
+            raise OSError(errno.EEXIST, held) from error
+        made = host.links()[name]
+        host.move_link(made.index, str(router.path), names.alias(network.id))
+        report.changes["link"] += 1
+        return router.links()[name]
+
+    def _uplink(self, host: Namespace, router: Namespace, network: OverlayNetwork, report: Report) -> Link:
+        """The veth pair to the host, with both ends up and addressed."""
+        uplink = names.uplink(network.vni)
+        links = host.links()
+        inner = router.links().get(uplink.router_device)
+        if uplink.host_device not in links or inner is None:
+            if uplink.host_device in links:
+                host.delete_link(links[uplink.host_device].index)
+            host.add_veth(
+                uplink.host_device,
+                uplink.router_device,
+                str(router.path),
+                DEFAULT_UNDERLAY_MTU,
+                names.alias(network.id),
+            )
+            report.changes["link"] += 1
+            links = host.links()
+            inner = router.links()[uplink.router_device]
+        outer = links[uplink.host_device]
+        self._link_up(host, outer, report)
+        self._link_up(router, inner, report)
+        address = f"{uplink.host_address}/{uplink.prefix_length}"
+        if (outer.index, address) not in host.addresses():
+            host.add_address(outer.index, address)
+            report.changes["address"] += 1
+        # localhost:port on this host goes through the uplink with a loopback source until it is translated.
+        device = f"ipv4/conf/{uplink.host_device}"
+        self._sysctls(host, {f"{device}/route_localnet": "1", f"{device}/rp_filter": "0"}, "host", report)
+        return inner
+
+    def _addresses(self, router: Namespace, wanted: set[tuple[int, str]], report: Report) -> None:
+        for index, address in sorted(wanted - router.addresses()):
+            router.add_address(index, address)
+            report.changes["address"] += 1
+
+    def _tunnels(self, router: Namespace, vxlan: Link, plan: OverlayPlan, report: Report) -> None:
+        """One permanent neighbour and one FDB entry per other node."""
+        neighbours, entries = _tunnel_state(plan)
+        held = router.neighbours(vxlan.index)
+        for address, mac in neighbours.items():
+            if held.get(address) != mac:
+                router.set_neighbour(vxlan.index, address, mac)
+                report.changes["neighbour"] += 1
+        present = router.fdb(vxlan.index)
+        macs = {entry.mac for entry in entries}
+        for entry in present - entries:
+            if entry.mac in macs:  # a node that moved: the kernel would ignore a second entry for its MAC
+                router.delete_fdb(vxlan.index, entry)
+        for entry in entries - present:
+            router.add_fdb(vxlan.index, entry)
+            report.changes["fdb"] += 1
+
+    def _routes(
+        self,
+        router: Namespace,
+        plan: OverlayPlan,
+        network: OverlayNetwork,
+        links: dict[str, Link],
+        veths: dict[str, str],
+        report: Report,
+    ) -> None:
+        present = router.routes(names.ROUTE_PROTOCOL)
+        for route in _wanted_routes(network, veths) - present:
+            index = links[route.device].index if route.device else None
+            try:
+                router.replace_route(route, names.ROUTE_PROTOCOL, index)
+                report.changes["route"] += 1
+            except KernelError as error:
+                report.failed(f"route {route.destination} in network {network.id}", error)
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def _veths(self, router: Namespace, network: OverlayNetwork, mtu: int, report: Report) -> dict[str, str]:
+        """Every local task's interface; returns the router's devices of those that are there, by address."""
+        made: dict[str, str] = {}
+        for endpoint in network.local:
+            try:
+                made[str(endpoint.address)] = self._veth(router, network, endpoint, mtu, report)
+            except KernelError as error:
+                report.failed(f"attach task {endpoint.id} to network {network.id}", error)
+        return made
+
+    def _veth(
+        self, router: Namespace, network: OverlayNetwork, endpoint: LocalEndpoint, mtu: int, report: Report
+    ) -> str:
+        name = names.veth_device(endpoint.address)
+        with contextlib.closing(Namespace(endpoint.netns)) as task:
+            outer, inner = router.links().get(name), task.links().get(endpoint.interface)
+            if outer is None or inner is None:
+                if outer is not None:
+                    router.delete_link(outer.index)  # of an earlier task with this address
+                router.add_veth(name, endpoint.interface, endpoint.netns, mtu, names.alias(network.id))
+                report.changes["link"] += 1
+                outer, inner = router.links()[name], task.links()[endpoint.interface]
+            self._link_up(router, outer, report)
+            self._task_side(task, inner, network, endpoint, report)
+        return name
+
+    def _task_side(
+        self, task: Namespace, device: Link, network: OverlayNetwork, endpoint: LocalEndpoint, report: Report
+    ) -> None:
+        """The inside of a task: address with the network's prefix, default route by its gateway."""
+        self._sysctls(task, TASK_SYSCTLS, "task", report)
+        self._link_up(task, task.links()["lo"], report)
+        self._link_up(task, device, report)
+        self._addresses(task, {(device.index, f"{endpoint.address}/{network.subnet.prefixlen}")}, report)
+        default = Route("0.0.0.0/0", "unicast", endpoint.interface, str(network.gateway))
+        if endpoint.default_route and default not in task.routes(names.ROUTE_PROTOCOL):
+            task.replace_route(default, names.ROUTE_PROTOCOL, device.index)
+            report.changes["route"] += 1
+
+    # --- removal ----------------------------------------------------------------------------------------------------
+
+    def _routers(self) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self._dir) if names.is_router_netns(name))
+        except FileNotFoundError:
+            return []
+
+    def _prune_router(self, plan: OverlayPlan, network: OverlayNetwork, router: Namespace, report: Report) -> None:
+        links = router.links()
+        veths = {str(e.address): names.veth_device(e.address) for e in network.local}
+        for route in router.routes(names.ROUTE_PROTOCOL) - _wanted_routes(network, veths):
+            router.delete_route(route, names.ROUTE_PROTOCOL)
+            report.changes["route"] += 1
+        keep = {"lo", names.vxlan_device(network.vni), names.uplink(network.vni).router_device, *veths.values()}
+        for link in links.values():
+            if link.name not in keep and link.kind in ("veth", "vxlan"):
+                router.delete_link(link.index)
+                report.changes["link"] += 1
+        vxlan = links.get(names.vxlan_device(network.vni))
+        if vxlan is not None:
+            self._prune_tunnels(router, vxlan, plan, report)
+
+    def _prune_tunnels(self, router: Namespace, vxlan: Link, plan: OverlayPlan, report: Report) -> None:
+        neighbours, entries = _tunnel_state(plan)
+        for address in router.neighbours(vxlan.index):
+            if address not in neighbours:
+                router.delete_neighbour(vxlan.index, address)
+                report.changes["neighbour"] += 1
+        for entry in router.fdb(vxlan.index) - entries:
+            router.delete_fdb(vxlan.index, entry)
+            report.changes["fdb"] += 1
+
+    def _remove_router(self, path: str, report: Report) -> None:
+        """A whole network leaves this host. The VXLAN device holds its VNI as long as it lives, so it goes first."""
+        if _is_namespace(Path(path)):
+            router = self._handle(path)
+            for link in router.links().values():
+                if link.kind in ("veth", "vxlan"):
+                    router.delete_link(link.index)
+        self._forget(path)
+        with contextlib.suppress(OSError):
+            netns.remove(path)
+        Path(path).unlink(missing_ok=True)
+        report.changes["namespace"] += 1
+
+    def _prune_host(self, plan: OverlayPlan, report: Report) -> None:
+        """Devices of ours in the host namespace that no network of the plan has."""
+        wanted = {names.uplink(n.vni).host_device for n in plan.networks}
+        try:
+            host = self._handle(self._host_netns)
+            for link in host.links().values():
+                if link.alias.startswith(names.alias("")) and link.name not in wanted:
+                    host.delete_link(link.index)
+                    report.changes["link"] += 1
+        except KernelError as error:
+            report.failed("remove devices of networks that are gone", error)
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def _handle(self, path: str | None) -> Namespace:
+        """A handle that is kept while its namespace lives."""
+        held = self._handles.get(path)
+        if held is None or not held.alive():
+            self._forget(path)
+            held = self._handles[path] = Namespace(path)
+        return held
+
+    def _forget(self, path: str | None) -> None:
+        held = self._handles.pop(path, None)
+        if held is not None:
+            held.close()
+
+    def close(self) -> None:
+        """Close all handles. What is in the kernel stays."""
+        for path in list(self._handles):
+            self._forget(path)
+
+    def _sysctls(self, where: Namespace, wanted: dict[str, str], place: str, report: Report) -> None:
+        changed = where.set_sysctls(wanted)
+        if changed:
+            report.changes[f"{place} sysctl"] += len(changed)
+
+    def _link_up(self, where: Namespace, link: Link, report: Report) -> None:
+        if not link.up:
+            where.set_link(link.index, state="up")
+            report.changes["link"] += 1
+
+
+def _wanted_routes(network: OverlayNetwork, veths: dict[str, str]) -> set[Route]:
+    """All routes of ours in a router. `veths`: the router's devices of local tasks, by address."""
+    source, uplink = str(network.gateway), names.uplink(network.vni)
+    routes = {Route(f"{address}/32", "unicast", device, "", source) for address, device in veths.items()}
+    tunnel = names.vxlan_device(network.vni)
+    routes |= {
+        Route(f"{e.address}/32", "unicast", tunnel, str(names.router_address(e.node_number)), source)
+        for e in network.remote
+    }
+    # An address of the subnet that nobody has is refused here, and does not leak out by the default route.
+    routes.add(Route(str(network.subnet), "unreachable"))
+    if not network.internal:
+        routes.add(Route("0.0.0.0/0", "unicast", uplink.router_device, str(uplink.host_address)))
+    return routes
+
+
+def _tunnel_state(plan: OverlayPlan) -> tuple[dict[str, str], set[FdbEntry]]:
+    """Neighbours (address -> MAC) and FDB entries of every VXLAN device of this node."""
+    neighbours = {str(names.router_address(p.number)): names.router_mac(p.number) for p in plan.peers}
+    return neighbours, {FdbEntry(names.router_mac(p.number), str(p.underlay)) for p in plan.peers}
+
+
+def _uplink_address(network: OverlayNetwork) -> str:
+    uplink = names.uplink(network.vni)
+    return f"{uplink.router_address}/{uplink.prefix_length}"
+
+
+def _underlay_mtu(host: Namespace, underlay: str) -> int:
+    """MTU of the device that has the underlay address."""
+    indexes = {index for index, address in host.addresses() if address.partition("/")[0] == underlay}
+    return min((link.mtu for link in host.links().values() if link.index in indexes), default=DEFAULT_UNDERLAY_MTU)
+
+
+def _is_namespace(path: Path) -> bool:
+    """Whether a path is a bound namespace, and not the empty file that an unmount leaves behind."""
+    try:
+        return inode(str(path))[0] != os.stat(path.parent).st_dev
+    except OSError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """The reason in words, with the kernel's name of the error."""
+    if isinstance(error, NetlinkError):
+        return f"{os.strerror(error.code)} (errno {error.code})"
+    return str(error)

@@ -1,0 +1,298 @@
+"""One network namespace seen through rtnetlink: dumps as plain values, and the few writes the overlay makes.
+
+The only place of this package that knows pyroute2 (0.9.7). Its traps are handled here: `fdb("replace")` leaves the
+tunnel address as it is, so FDB entries are deleted and added; its synchronous classes must not run on a thread with a
+running event loop, so callers are on a worker thread. Blocking; errors are OSError or NetlinkError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+T = TypeVar("T")
+
+_IPV4 = 2  # AF_INET
+_MAIN_TABLE = 254
+_IFF_UP = 1
+_NUD_PERMANENT = 0x80
+_ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device."""
+
+    index: int
+    name: str
+    kind: str  # "veth", "vxlan", "" for lo and hardware
+    mac: str
+    mtu: int
+    up: bool
+    alias: str
+    vni: int  # VXLAN devices, else 0
+    local: str  # VXLAN devices: their tunnel address
+    port: int  # VXLAN devices: UDP port
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table. `device` "" and `via` "" where the type needs none."""
+
+    destination: str  # "10.0.1.7/32"; the default route is "0.0.0.0/0"
+    type: str
+    device: str = ""
+    via: str = ""  # next hop, reached on the link whatever its prefix
+    source: str = ""  # preferred source address
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """Where a VXLAN device sends frames for a MAC."""
+
+    mac: str
+    tunnel: str
+
+
+class Namespace:
+    """A handle on one namespace; `path` None is the one this process is in. Close it after use."""
+
+    def __init__(self, path: str | None) -> None:
+        """Raises OSError when the namespace is not there."""
+        self.path = path
+        self.inode = inode(path)
+        self._route = IPRoute(netns=path) if path is not None else IPRoute()
+
+    def close(self) -> None:
+        """Close the netlink socket."""
+        self._route.close()
+
+    def alive(self) -> bool:
+        """Whether the path still names the namespace that this handle speaks to."""
+        try:
+            return inode(self.path) == self.inode
+        except OSError:
+            return False
+
+    # --- dumps ------------------------------------------------------------------------------------------------------
+
+    def links(self) -> dict[str, Link]:
+        """All devices by name."""
+        return {link.name: link for link in map(_link, self._route.get_links())}
+
+    def addresses(self) -> set[tuple[int, str]]:
+        """All IPv4 addresses as (device index, "address/prefix length")."""
+        found = self._route.get_addr(family=_IPV4)
+        return {(a["index"], f"{a.get_attr('IFA_LOCAL')}/{a['prefixlen']}") for a in found}
+
+    def routes(self, protocol: int) -> set[Route]:
+        """The IPv4 routes of the main table that carry `protocol`."""
+        names = {link.index: link.name for link in self.links().values()}
+        found = self._route.get_routes(family=_IPV4, table=_MAIN_TABLE)
+        return {_route(r, names) for r in found if r["proto"] == protocol}
+
+    def neighbours(self, index: int) -> dict[str, str]:
+        """The permanent neighbours on a device: address -> MAC."""
+        found = self._route.get_neighbours(family=_IPV4, ifindex=index)
+        return {
+            n.get_attr("NDA_DST"): n.get_attr("NDA_LLADDR")
+            for n in found
+            if n["ifindex"] == index and n["state"] & _NUD_PERMANENT
+        }
+
+    def fdb(self, index: int) -> set[FdbEntry]:
+        """The unicast forwarding entries of a VXLAN device."""
+        found = self._route.fdb("dump", ifindex=index)
+        return {
+            FdbEntry(e.get_attr("NDA_LLADDR"), e.get_attr("NDA_DST"))
+            for e in found
+            if e["ifindex"] == index and e.get_attr("NDA_DST")
+        }
+
+    # --- writes -----------------------------------------------------------------------------------------------------
+
+    def add_vxlan(self, name: str, vni: int, local: str, port: int, mtu: int) -> None:
+        """A VXLAN device that learns nothing and floods nowhere."""
+        self._route.link(
+            "add", ifname=name, kind="vxlan", vxlan_id=vni, vxlan_local=local, vxlan_port=port,
+            vxlan_learning=False, mtu=mtu,
+        )  # fmt: skip
+
+    def add_veth(self, name: str, peer: str, peer_netns: str, mtu: int, alias: str) -> None:
+        """A veth pair with its other end, `peer`, in another namespace."""
+        with _opened(peer_netns) as descriptor:
+            self._route.link(
+                "add", ifname=name, kind="veth", mtu=mtu, ifalias=alias,
+                peer={"ifname": peer, "net_ns_fd": descriptor, "mtu": mtu},
+            )  # fmt: skip
+
+    def move_link(self, index: int, target_netns: str, alias: str) -> None:
+        """Hand a device to another namespace."""
+        with _opened(target_netns) as descriptor:
+            self._route.link("set", index=index, net_ns_fd=descriptor, ifalias=alias)
+
+    def set_link(self, index: int, **attributes: Any) -> None:
+        """Change a device: `state`, `mtu`, `address`, `ifalias`."""
+        self._route.link("set", index=index, **attributes)
+
+    # What is to be removed may go by itself meanwhile (a veth with the namespace of its other end): removing what is
+    # not there is no error.
+
+    def delete_link(self, index: int) -> None:
+        """Remove a device, and with a veth its other end."""
+        with _unless_gone():
+            self._route.link("del", index=index)
+
+    def add_address(self, index: int, address: str) -> None:
+        """Give a device an address ("10.0.1.7/24")."""
+        host, _, length = address.partition("/")
+        self._route.addr("add", index=index, address=host, prefixlen=int(length))
+
+    def delete_address(self, index: int, address: str) -> None:
+        """Take an address from a device."""
+        host, _, length = address.partition("/")
+        with _unless_gone():
+            self._route.addr("del", index=index, address=host, prefixlen=int(length))
+
+    def replace_route(self, route: Route, protocol: int, index: int | None) -> None:
+        """Add a route, or replace the one to the same destination."""
+        request: dict[str, Any] = {"dst": route.destination, "proto": protocol, "table": _MAIN_TABLE}
+        request["type"] = route.type
+        if index is not None:
+            request["oif"] = index
+        if route.via:
+            request |= {"gateway": route.via, "flags": ["onlink"]}
+        elif route.type == "unicast":
+            request["scope"] = "link"
+        if route.source:
+            request["prefsrc"] = route.source
+        self._route.route("replace", **request)
+
+    def delete_route(self, route: Route, protocol: int) -> None:
+        """Remove a route."""
+        with _unless_gone():
+            self._route.route("del", dst=route.destination, proto=protocol, type=route.type, table=_MAIN_TABLE)
+
+    def set_neighbour(self, index: int, address: str, mac: str) -> None:
+        """A permanent neighbour."""
+        self._route.neigh("replace", dst=address, lladdr=mac, ifindex=index, state="permanent")
+
+    def delete_neighbour(self, index: int, address: str) -> None:
+        """Remove a neighbour."""
+        with _unless_gone():
+            self._route.neigh("del", dst=address, ifindex=index)
+
+    def add_fdb(self, index: int, entry: FdbEntry) -> None:
+        """A permanent forwarding entry. The MAC must have none: the kernel acknowledges and ignores a second."""
+        self._route.fdb("add", ifindex=index, lladdr=entry.mac, dst=entry.tunnel)
+
+    def delete_fdb(self, index: int, entry: FdbEntry) -> None:
+        """Remove a forwarding entry. Its tunnel address must be right: the kernel ignores another."""
+        with _unless_gone():
+            self._route.fdb("del", ifindex=index, lladdr=entry.mac, dst=entry.tunnel)
+
+    # --- sysctl -----------------------------------------------------------------------------------------------------
+
+    def set_sysctls(self, wanted: dict[str, str]) -> list[str]:
+        """Set what differs (paths below /proc/sys/net); returns the paths that were changed."""
+
+        def write() -> list[str]:
+            changed = []
+            for name, value in wanted.items():
+                file = Path("/proc/sys/net") / name
+                if file.read_text().strip() != value:
+                    file.write_text(value)
+                    changed.append(name)
+            return changed
+
+        return inside(self.path, write)
+
+
+def inside(path: str | None, action: Callable[[], T]) -> T:
+    """Run `action` in a thread that has entered the namespace; the thread ends, so nothing has to be undone."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if path is not None:
+                netns.setns(path, flags=0)
+            result.append(action())
+        except OSError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="netns")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def inode(path: str | None) -> tuple[int, int]:
+    """What tells one namespace from another. Raises OSError when the path names none."""
+    status = os.stat(path if path is not None else "/proc/thread-self/ns/net")
+    return status.st_dev, status.st_ino
+
+
+@contextlib.contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL):
+            raise
+
+
+class _opened:
+    """An open descriptor of a namespace, for the time of a request."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._descriptor = path, -1
+
+    def __enter__(self) -> int:
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else ""
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=kind or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & _IFF_UP),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        vni=data.get_attr("IFLA_VXLAN_ID") if data else 0,
+        local=(data.get_attr("IFLA_VXLAN_LOCAL") or "") if data else "",
+        port=data.get_attr("IFLA_VXLAN_PORT") if data else 0,
+    )
+
+
+def _route(message: Any, names: dict[int, str]) -> Route:
+    destination = message.get_attr("RTA_DST") or "0.0.0.0"
+    kind = _ROUTE_TYPES.get(message["type"], str(message["type"]))
+    index = message.get_attr("RTA_OIF")
+    return Route(
+        destination=f"{destination}/{message['dst_len']}",
+        type=kind,
+        device=names.get(index, "") if index and kind == "unicast" else "",
+        via=message.get_attr("RTA_GATEWAY") or "",
+        source=message.get_attr("RTA_PREFSRC") or "",
+    )
