@@ -1,0 +1,521 @@
+"""The managers' side of the nodes' streams: who is there, what each is told, and what each has said.
+
+Sans-IO core. The shell (`control.server.dispatcher`) feeds `receive` and `wake`, performs what `drain` hands out and
+arms one timer for `deadline`. Times are seconds of a monotonic clock. Semantics and constants after SwarmKit's
+manager/dispatcher/dispatcher.go.
+
+A node is `unknown` when this manager has not heard of it yet, `ready` while it is heard within three heartbeat
+periods, then `down`; after a day down its tasks are orphaned. A stream that breaks changes nothing by itself: the node
+has until its deadline to come back. Each node has at most one stream; a new one ends the old.
+
+    Opened ──Hello, secret right──> session: Welcome, complete Assignments, then differences and answers
+       └── anything else, or nothing for 10 s ──> Close
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv4Address
+
+import msgspec
+
+from control.dispatcher.assignments import advance, build
+from control.dispatcher.events import (
+    Close,
+    Closed,
+    Code,
+    Committed,
+    Event,
+    Heard,
+    Opened,
+    Output,
+    Resynced,
+    Send,
+    Sent,
+    Status,
+    Written,
+)
+from control.dispatcher.feed import Encoder, Feed
+from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
+from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
+from control.rpc import control_pb2 as pb
+from control.store.tables import Event as StoreEvent
+from control.store.tables import Snapshot
+from control.token import same, secret_digest
+
+# Changes within this time after a first one go to the nodes together.
+BATCH_S = 0.05
+# A node that registers more often than this is in a loop; the next attempt is refused.
+REGISTRATIONS, REGISTRATION_WINDOW_S = 3, 8.0
+# Heartbeats of many nodes must not come in step.
+JITTER = 0.1
+# A node is down after this many periods without a word; after this many if a manager has just started, since all
+# nodes then have to find it first.
+GRACE_PERIODS, GRACE_PERIODS_UNKNOWN = 3, 6
+ORPHAN_AFTER_S = 86400.0
+# Messages that a stream may leave unread: at most 20 a second are made, so such a node is 12 s behind.
+UNREAD_MAX = 256
+# Streams that have not said who they are, and how long they may take to.
+UNNAMED_MAX, HELLO_TIMEOUT_S = 1000, 10.0
+# `deadline` is never further off; a longer silence means that this process stood still, and says nothing of the nodes.
+TICK_S, STALL_S = 1.0, 1.0
+DESCRIPTION_MAX_BYTES = 256 << 10  # 10,000 routes
+SENTENCE_MAX = 1000  # characters of a task's message; more is cut
+
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Stream:
+    id: int
+    address: str
+    hello_by: float
+    node: _Node | None = None
+    unread: int = 0
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node of the store. `due` is when it is given up: declared down, or, once down, its tasks orphaned."""
+
+    id: str
+    state: NodeState
+    due: float
+    period_s: float
+    stream: _Stream | None = None
+    feed: Feed | None = None
+    applied: int = 0  # sequence that its kernel holds, in this session
+    registrations: deque[float] = field(default_factory=lambda: deque(maxlen=REGISTRATIONS))
+    acks: list[tuple[int, int]] = field(default_factory=list)  # (number of the write to wait for, number of the report)
+
+
+class Sessions:
+    """The core. See the module."""
+
+    def __init__(self, snapshot: Snapshot, now: float, random_source: random.Random) -> None:
+        """Begin to lead: every node that is not down is unknown until it is heard."""
+        self._random = random_source
+        self._snapshot = snapshot
+        self._tables = build(snapshot)
+        self._encoder = Encoder()
+        self._events: list[StoreEvent] = []  # since `_tables` was made; drained after BATCH_S
+        self._version = snapshot.version
+        self._rebuild = False
+        self._flush_at: float | None = None
+        self._nodes: dict[str, _Node] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._unnamed: dict[int, _Stream] = {}  # those that have not said who they are
+        self._reports: dict[str, TaskStatus] = {}
+        self._updates: dict[str, NodeUpdate] = {}
+        self._orphaned: set[str] = set()
+        self._writing: Write | None = None
+        self._writes = 0
+        self._out: list[Output] = []
+        self._seen = now
+        self._next_due = now
+        self._counters: Counter[str] = Counter()
+        self._follow_nodes(now)
+        for node in self._nodes.values():
+            if node.state == "ready":
+                node.state = "unknown"
+                self._update(node.id, NodeUpdate("unknown", "a manager has just started and has not heard of it yet"))
+        self._orphan_strays(snapshot.all(Task))
+
+    # --- the house form ---------------------------------------------------------------------------------------------
+
+    def receive(self, event: Event, now: float) -> None:
+        """Something happened."""
+        self._notice_stall(now)
+        match event:
+            case Opened():
+                self._open(event, now)
+            case Heard(stream=stream, message=message):
+                self._hear(stream, message, now)
+            case Sent(stream=stream):
+                if stream in self._streams:
+                    self._streams[stream].unread -= 1
+            case Closed(stream=stream):
+                self._forget_stream(stream)
+            case Committed():
+                self._commit(event, now)
+            case Resynced(snapshot=snapshot):
+                self._resync(snapshot, now)
+            case Written(number=number):
+                self._written(number)
+        self._write()
+
+    def wake(self, now: float) -> None:
+        """Do what is due."""
+        self._notice_stall(now)
+        if self._flush_at is not None and now >= self._flush_at:
+            self._flush()
+        if now >= self._next_due:
+            self._expire(now)
+        self._write()
+
+    def deadline(self) -> float:
+        """When `wake` has something to do, if nothing happens before."""
+        due = min(self._next_due, self._seen + TICK_S)
+        return due if self._flush_at is None else min(due, self._flush_at)
+
+    def drain(self) -> list[Output]:
+        """What to do now, each once, in this order."""
+        out, self._out = self._out, []
+        return out
+
+    def status(self) -> Status:
+        """What is going on."""
+        states = Counter(node.state for node in self._nodes.values())
+        return Status(
+            streams=len(self._streams),
+            sessions=len(self._streams) - len(self._unnamed),
+            nodes=dict(states),
+            version=self._tables.version,
+            counters=dict(self._counters),
+        )
+
+    def see(self, snapshot: Snapshot) -> None:
+        """Look up nodes and tasks in this snapshot from now on; its commits are yet to be received."""
+        if snapshot.version > self._snapshot.version:
+            self._snapshot = snapshot
+
+    def applied(self, node_id: str) -> int:
+        """The store version that a node's kernel holds; 0 if that is not known in this session."""
+        node = self._nodes.get(node_id)
+        return node.applied if node is not None else 0
+
+    def caught_up(self, node_id: str, version: int) -> bool:
+        """Whether a node's kernel holds all that concerns it up to a store version."""
+        node = self._nodes.get(node_id)
+        if node is None or node.feed is None or self._tables.version < version:
+            return False
+        return node.applied == node.feed.sequence or node.applied >= version
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _open(self, event: Opened, now: float) -> None:
+        stream = _Stream(event.stream, event.address, now + HELLO_TIMEOUT_S)
+        self._streams[stream.id] = self._unnamed[stream.id] = stream
+        if len(self._unnamed) > UNNAMED_MAX:
+            self._close(stream, "RESOURCE_EXHAUSTED", "too many nodes are connecting at once: try again", "crowded")
+            return
+        self._next_due = min(self._next_due, stream.hello_by)
+
+    def _hear(self, stream_id: int, message: pb.NodeMessage, now: float) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return  # closed meanwhile
+        kind = message.WhichOneof("message")
+        if kind == "hello":
+            self._hello(stream, message.hello, now)
+            return
+        node = stream.node
+        if node is None:
+            self._close(stream, "INVALID_ARGUMENT", "a session begins with Hello", "no_hello")
+            return
+        if kind == "heartbeat":
+            node.period_s = self._period_s()
+        node.due = now + GRACE_PERIODS * node.period_s
+        self._next_due = min(self._next_due, node.due)
+        match kind:
+            case "heartbeat":
+                self._send(stream, pb.ManagerMessage(heartbeat=pb.HeartbeatReply(period_s=node.period_s)))
+            case "statuses":
+                self._report(stream, node, message.statuses)
+            case "applied":
+                self._note_applied(node, message.applied.sequence)
+            case "description":
+                description = _description(message.description)
+                if description is None:
+                    self._counters["undecodable"] += 1
+                else:
+                    self._update(node.id, NodeUpdate(description=description))
+            case _:
+                self._counters["unknown_message"] += 1  # of a newer version
+
+    def _hello(self, stream: _Stream, hello: pb.Hello, now: float) -> None:
+        known = self._snapshot.get(Node, hello.node_id)
+        if stream.node is not None:
+            self._close(stream, "INVALID_ARGUMENT", "a session has only one Hello", "second_hello")
+            return
+        if known is None or not same(secret_digest(hello.secret), known.secret_digest):
+            sentence = (
+                "this node is not a member of the cluster (any more): "
+                'use "mesh leave" on it, then "mesh join" with a token of this cluster'
+            )
+            self._close(stream, "UNAUTHENTICATED", sentence, "bad_secret")
+            return
+        if known.id not in self._nodes:
+            self._add_node(known, now)
+        node = self._nodes[known.id]
+        if len(node.registrations) == REGISTRATIONS and now - node.registrations[0] < REGISTRATION_WINDOW_S:
+            name = known.description.hostname or known.id
+            sentence = f'node "{name}" registers more than {REGISTRATIONS} times in {REGISTRATION_WINDOW_S:g} s: wait'
+            self._close(stream, "UNAVAILABLE", sentence, "rate_limited")
+            return
+        node.registrations.append(now)
+        description, data_address = _description(hello.description), _data_address(hello.data_address)
+        if description is None or data_address is None:
+            self._close(stream, "INVALID_ARGUMENT", "unreadable description or data address of the node", "undecodable")
+            return
+        if node.stream is not None:
+            self._close(node.stream, "UNAVAILABLE", "another session of this node has begun", "replaced")
+        news = NodeUpdate("ready", "", description, stream.address or None, data_address or None)
+        self._begin(node, stream, news, now)
+
+    def _begin(self, node: _Node, stream: _Stream, news: NodeUpdate, now: float) -> None:
+        """The session of a node that has proved who it is."""
+        del self._unnamed[stream.id]
+        stream.node, node.stream = node, stream
+        node.applied, node.acks = 0, []
+        node.period_s = self._period_s()
+        node.state, node.due = "ready", now + GRACE_PERIODS * node.period_s
+        self._next_due = min(self._next_due, node.due)
+        self._orphaned.discard(node.id)
+        self._update(node.id, news)
+        self._flush()  # so that the complete set is as new as what the other nodes have
+        node.feed = Feed(node.id)
+        welcome = pb.Welcome(
+            session_id=f"{self._random.getrandbits(64):016x}",
+            heartbeat_period_s=node.period_s,
+            managers=managers(self._snapshot),
+        )
+        self._send(stream, pb.ManagerMessage(welcome=welcome))
+        self._send(stream, pb.ManagerMessage(assignments=node.feed.complete(self._tables, self._encoder)))
+
+    def _send(self, stream: _Stream, message: pb.ManagerMessage) -> None:
+        if stream.id not in self._streams:
+            return
+        if stream.unread >= UNREAD_MAX:
+            self._close(stream, "RESOURCE_EXHAUSTED", "the node does not read what it is sent", "slow")
+            return
+        stream.unread += 1
+        self._out.append(Send(stream.id, message))
+
+    def _close(self, stream: _Stream, code: Code, sentence: str, counter: str) -> None:
+        self._counters[counter] += 1
+        self._out.append(Close(stream.id, code, sentence))
+        self._forget_stream(stream.id)
+
+    def _forget_stream(self, stream_id: int) -> None:
+        self._unnamed.pop(stream_id, None)
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None and stream.node is not None and stream.node.stream is stream:
+            stream.node.stream = stream.node.feed = None
+            stream.node.applied, stream.node.acks = 0, []
+
+    def _period_s(self) -> float:
+        period_s = self._snapshot.cluster().spec.heartbeat_period_s
+        return period_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+
+    # --- what nodes say ---------------------------------------------------------------------------------------------
+
+    def _report(self, stream: _Stream, node: _Node, report: pb.StatusReport) -> None:
+        for task_id, data in report.statuses.items():
+            self._report_task(node, task_id, data)
+        # Acknowledged when all of it is durable: also what an earlier session of the node has brought already.
+        if self._reports:
+            node.acks.append((self._writes + 1, report.number))
+        elif self._writing is not None:
+            node.acks.append((self._writing.number, report.number))
+        else:
+            self._send(stream, _ack(report.number))
+        if len(node.acks) > UNREAD_MAX:
+            self._close(stream, "RESOURCE_EXHAUSTED", "the node does not wait for acknowledgements", "slow")
+
+    def _report_task(self, node: _Node, task_id: str, data: bytes) -> None:
+        task = self._snapshot.get(Task, task_id)
+        if task is None:
+            self._counters["unknown_task"] += 1
+            return
+        if task.node_id != node.id:
+            self._counters["foreign_task"] += 1
+            return
+        try:
+            status = msgspec.msgpack.decode(data, type=TaskStatus)
+        except msgspec.MsgspecError:
+            self._counters["undecodable"] += 1
+            return
+        status = msgspec.structs.replace(
+            status, message=status.message[:SENTENCE_MAX], error=status.error[:SENTENCE_MAX]
+        )
+        writing = self._writing.reports.get(task_id) if self._writing is not None else None
+        before = self._reports.get(task_id) or writing or task.status
+        if is_news(before, status):
+            self._reports[task_id] = status
+        elif before != status:
+            self._counters["regressions"] += 1
+
+    def _note_applied(self, node: _Node, sequence: int) -> None:
+        if node.feed is None or sequence > node.feed.sequence:
+            self._counters["applied_ahead"] += 1
+            return
+        node.applied = max(node.applied, sequence)
+
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    def _commit(self, event: Committed, now: float) -> None:
+        self.see(event.snapshot)
+        self._version = event.version
+        self._events += event.events
+        if self._flush_at is None:
+            self._flush_at = now + BATCH_S
+        for change in event.events:
+            match change.before, change.after:
+                case None, Node() as node if self._snapshot.get(Node, node.id) is not None:
+                    if node.id not in self._nodes:
+                        self._add_node(node, now)
+                case Node() as node, None:
+                    self._remove_node(node.id)
+                case _, Task() as task:
+                    self._orphan_strays((task,))
+                case _:
+                    pass
+
+    def _resync(self, snapshot: Snapshot, now: float) -> None:
+        self.see(snapshot)
+        self._version = snapshot.version
+        self._events, self._rebuild = [], True
+        if self._flush_at is None:
+            self._flush_at = now + BATCH_S
+        for node_id in [n for n in self._nodes if snapshot.get(Node, n) is None]:
+            self._remove_node(node_id)
+        self._follow_nodes(now)
+        self._orphan_strays(snapshot.all(Task))
+
+    def _flush(self) -> None:
+        """Tell every session what has changed."""
+        self._flush_at = None
+        if not self._events and not self._rebuild:
+            return
+        old = self._tables
+        if self._rebuild:
+            self._tables = build(self._snapshot)
+        else:
+            self._tables = advance(old, self._snapshot, self._events, self._version)
+        self._events, self._rebuild = [], False
+        for node in self._nodes.values():
+            if node.feed is not None and node.stream is not None:
+                message = node.feed.next(self._tables, self._encoder)
+                if message is not None:
+                    self._send(node.stream, pb.ManagerMessage(assignments=message))
+        self._encoder.end_round(self._tables)
+
+    # --- liveness ---------------------------------------------------------------------------------------------------
+
+    def _follow_nodes(self, now: float) -> None:
+        for node in self._snapshot.all(Node):
+            if node.id not in self._nodes:
+                self._add_node(node, now)
+
+    def _add_node(self, node: Node, now: float) -> None:
+        period_s = self._period_s()
+        down = node.status.state == "down"
+        due = now + (ORPHAN_AFTER_S if down else GRACE_PERIODS_UNKNOWN * period_s)
+        self._nodes[node.id] = _Node(node.id, node.status.state, due, period_s)
+        self._next_due = min(self._next_due, due)
+
+    def _remove_node(self, node_id: str) -> None:
+        node = self._nodes.pop(node_id, None)
+        if node is not None and node.stream is not None:
+            self._close(node.stream, "UNAUTHENTICATED", "this node was removed from the cluster", "removed")
+        self._updates.pop(node_id, None)
+        if self._snapshot.tasks_on_node(node_id):
+            self._orphaned.add(node_id)
+
+    def _orphan_strays(self, tasks: Iterable[Task]) -> None:
+        """Tasks placed on a node that does not exist will never be heard of."""
+        for task in tasks:
+            if is_placed(task) and self._snapshot.get(Node, task.node_id) is None:
+                self._orphaned.add(task.node_id)
+
+    def _expire(self, now: float) -> None:
+        for stream in [s for s in self._unnamed.values() if now >= s.hello_by]:
+            self._close(stream, "INVALID_ARGUMENT", f"no Hello within {HELLO_TIMEOUT_S:g} s", "no_hello")
+        for node in [n for n in self._nodes.values() if now >= n.due]:
+            if node.state == "down":
+                node.due = float("inf")
+                self._orphaned.add(node.id)
+            else:
+                self._give_up(node, now)
+        dues = [node.due for node in self._nodes.values()]
+        dues += [stream.hello_by for stream in self._unnamed.values()]
+        self._next_due = min(dues, default=float("inf"))
+
+    def _give_up(self, node: _Node, now: float) -> None:
+        periods = GRACE_PERIODS if node.state == "ready" else GRACE_PERIODS_UNKNOWN
+        message = f"nothing heard of it for {periods * node.period_s:.1f} s"
+        node.state, node.due = "down", now + ORPHAN_AFTER_S
+        self._counters["nodes_lost"] += 1
+        self._update(node.id, NodeUpdate("down", message))
+        if node.stream is not None:
+            self._close(node.stream, "UNAVAILABLE", f"{message}: begin a new session", "silent")
+
+    def _notice_stall(self, now: float) -> None:
+        """If this process stood still, the nodes' messages of that time are still to be read: wait for them."""
+        gap = now - self._seen
+        self._seen = now
+        if gap > TICK_S + STALL_S:
+            self._counters["stalls"] += 1
+            self._next_due += gap
+            for node in self._nodes.values():
+                node.due += gap
+            for stream in self._unnamed.values():
+                stream.hello_by += gap
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def _update(self, node_id: str, update: NodeUpdate) -> None:
+        before = self._updates.get(node_id)
+        self._updates[node_id] = before.then(update) if before is not None else update
+
+    def _write(self) -> None:
+        """One write at a time; what comes meanwhile goes into the next."""
+        if self._writing is not None or not (self._reports or self._updates or self._orphaned):
+            return
+        self._writes += 1
+        self._writing = Write(self._writes, self._reports, self._updates, frozenset(self._orphaned))
+        self._reports, self._updates, self._orphaned = {}, {}, set()
+        self._out.append(self._writing)
+
+    def _written(self, number: int) -> None:
+        assert self._writing is not None, "only a write under way can be written"
+        assert self._writing.number == number, "writes end in the order they were made"
+        self._writing = None
+        for node in self._nodes.values():
+            while node.acks and node.acks[0][0] <= number:
+                _, report = node.acks.pop(0)
+                if node.stream is not None:
+                    self._send(node.stream, _ack(report))
+
+
+def managers(snapshot: Snapshot) -> list[str]:
+    """Where managers are to be reached, host:port, in the order of their numbers."""
+    nodes = [n for n in snapshot.all(Node) if n.spec.role == "manager" and n.control_address]
+    return [n.control_address for n in sorted(nodes, key=lambda n: n.number)]
+
+
+def _ack(number: int) -> pb.ManagerMessage:
+    return pb.ManagerMessage(status_ack=pb.StatusAck(number=number))
+
+
+def _description(data: bytes) -> NodeDescription | None:
+    """What a node says of itself; None if that cannot be read."""
+    if len(data) > DESCRIPTION_MAX_BYTES:
+        return None
+    try:
+        return msgspec.msgpack.decode(data, type=NodeDescription)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _data_address(text: str) -> str | None:
+    """A node's end of VXLAN tunnels; "" stays (as it was); None if it is none."""
+    try:
+        return str(IPv4Address(text)) if text else ""
+    except AddressValueError:
+        return None
