@@ -120,6 +120,9 @@ Deliver = Callable[[Delivery], None]
 # --- what can be asked --------------------------------------------------------------------------------------------
 
 
+Role = Literal["leader", "follower", "closed", "failed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A manager that takes part in the agreement."""
@@ -133,7 +136,7 @@ class Member:
 class Status:
     """For `mesh quorum status`: what this manager itself knows; answered without quorum."""
 
-    role: Literal["leader", "follower", "closed", "failed"]
+    role: Role
     term: int
     version: int  # last durable commit known here
     leader: str  # node id, "" if unknown
@@ -156,7 +159,7 @@ class Backend(Protocol):
     def commit(self, proposal: Proposal, guard: Guard) -> asyncio.Future[None]:
         """Put a commit in the queue, in the order of the calls; see "three outcomes" above. Does not raise.
 
-        The caller may cancel the future; that changes nothing about the commit.
+        The caller does not cancel the future (`asyncio.shield`).
         """
 
     async def barrier(self) -> int:

@@ -57,3 +57,15 @@ class StoreClosed(StoreError):
 
 class BackendFailed(StoreError):
     """The backend cannot go on (failed sync, damaged log): the process must end. Outcome of open commits: unknown."""
+
+
+class StateInUse(BackendFailed):
+    """Another meshd has the state directory open."""
+
+
+class WrongCluster(BackendFailed):
+    """The state directory belongs to another cluster."""
+
+
+class Damaged(BackendFailed):
+    """What is on disk is not what was written, and not what a crash leaves behind."""

@@ -27,6 +27,7 @@ from control.store.backend import (
     Member,
     Proposal,
     Replaced,
+    Role,
     Row,
     RowChange,
     Status,
@@ -90,7 +91,7 @@ class FakeBackend:
         return (Member("self", voter=True, leader=self._leader == "self"),)
 
     def status(self) -> Status:
-        role: Literal["leader", "follower", "closed", "failed"] = "leader" if self._leader == "self" else "follower"
+        role: Role = "leader" if self._leader == "self" else "follower"
         if self._deliver is None:
             role = "failed" if self._error is not None else "closed"
         return Status(role, self.term, self.version, self._leader, sum(len(r.blob) for r in self.rows.values()))

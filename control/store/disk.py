@@ -1,0 +1,137 @@
+"""The one door to the file system: what the log needs of a directory, and nothing else.
+
+All calls block; they are made from the log's own threads. Errors are OSError as the system gives them. The tests have
+a disk behind the same protocol that forgets, tears and fails (tests/control/store/test_crash.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Protocol
+
+from control.store.errors import StateInUse
+
+LOCK_NAME = "lock"
+
+
+class Disk(Protocol):
+    """A directory of files. Handles are small integers."""
+
+    def path(self, name: str) -> str:
+        """How to name a file to the user."""
+
+    def lock(self) -> None:
+        """Make sure that nobody else uses the directory, and make it if there is none. Raises StateInUse."""
+
+    def unlock(self) -> None:
+        """Let others use it."""
+
+    def names(self) -> list[str]:
+        """All files in it."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+
+    def open(self, name: str, *, create: bool) -> int:
+        """Open for writing; `create` makes it anew, empty."""
+
+    def write(self, handle: int, data: bytes, offset: int) -> None:
+        """Write all of it, or raise with any part written."""
+
+    def truncate(self, handle: int, size: int) -> None:
+        """Cut a file."""
+
+    def sync(self, handle: int) -> None:
+        """Returns when the file's contents and size would survive a power failure."""
+
+    def close(self, handle: int) -> None:
+        """Done with it. Syncs nothing."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Atomic; survives a power failure only after `sync_directory`."""
+
+    def remove(self, name: str) -> None:
+        """As `rename`."""
+
+    def sync_directory(self) -> None:
+        """Returns when all names would survive a power failure."""
+
+
+class RealDisk:
+    """A directory of this machine; only its owner may read it (the store holds secrets)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock: int | None = None
+
+    def path(self, name: str) -> str:
+        return str(self._directory / name)
+
+    def lock(self) -> None:
+        if not self._directory.is_dir():
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_directory(self._directory.parent)
+        # flock, not lockf: it also keeps apart two users within one process. The descriptor is not inherited by
+        # programs that are started, so a task that outlives the daemon does not keep the lock.
+        handle = os.open(self.path(LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+            os.close(handle)
+            raise StateInUse(
+                f"the state directory {self._directory} is in use by another meshd (process {owner or 'unknown'})"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        self._lock = handle
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self._directory))
+
+    def read(self, name: str) -> bytes:
+        return (self._directory / name).read_bytes()
+
+    def open(self, name: str, *, create: bool) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
+        return os.open(self.path(name), flags, 0o600)
+
+    def write(self, handle: int, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(handle, view, offset)
+            view = view[done:]
+            offset += done
+
+    def truncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+
+    def sync(self, handle: int) -> None:
+        os.fdatasync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(self.path(old), self.path(new))
+
+    def remove(self, name: str) -> None:
+        os.unlink(self.path(name))
+
+    def sync_directory(self) -> None:
+        _sync_directory(self._directory)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
