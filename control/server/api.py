@@ -1,0 +1,283 @@
+"""The Control service of a manager: a thin shell over the pure operations beside it.
+
+Served over TCP and, by the same object, on the daemon's local socket. No tasks of its own. Each call decides under the
+`Decisions` lock from a durable snapshot and answers when its commit is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from control.lifecycle import Writer
+from control.model import (
+    Cluster,
+    ClusterSpec,
+    Network,
+    NetworkSpec,
+    Node,
+    NodeSpec,
+    Service,
+    ServiceSpec,
+    Task,
+)
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import ControlServicer
+from control.server import networks, nodes, services
+from control.server.filters import predicate
+from control.server.objects import spec_from_wire, to_wire
+from control.server.references import find, public_kind
+from control.server.refusal import Refusal, of_store
+from control.server.transact import Decisions, transact
+from control.server.watching import Told, Watching, message
+from control.store.errors import StoreError
+from control.store.store import Commit, Resync, Store
+from control.store.tables import Snapshot
+from control.store.txn import Change, name_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+U = TypeVar("U", Cluster, Node, Service)
+X = TypeVar("X")
+
+# A change that is not agreed on by then will not be soon; the caller is told that it may still come to pass.
+CALL_TIMEOUT_S = 20.0
+# Each watch holds a place in the store's history and the objects it has told of.
+WATCHES_MAX = 256
+# Objects encoded in one turn of the loop: 5 ms, so that a long list does not make the manager look dead.
+SLICE = 1000
+# A list longer than this is refused: it would have to be held in memory several times over. 50,000 tasks.
+LIST_MAX_BYTES = 32 << 20
+
+
+class ControlService(ControlServicer):
+    """See the module. `new_id` makes ids, `random_bytes` gives 16 of them for secrets."""
+
+    def __init__(
+        self, store: Store, decisions: Decisions, new_id: Callable[[], str], random_bytes: Callable[[], bytes]
+    ) -> None:
+        self._store, self._decisions = store, decisions
+        self._new_id, self._random_bytes = new_id, random_bytes
+        self._watches = 0
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListReply:
+        async with answering(context):
+            view = self._store.view()
+            cls = public_kind(request.kind)
+            passes = predicate(view, cls, _filters(request.filters))
+            reply, size = pb.ListReply(), 0
+            async for obj in _sliced(obj for obj in view.all(cls) if passes(obj)):
+                wire = to_wire(obj)
+                size += len(wire.value)
+                if size > LIST_MAX_BYTES:
+                    raise Refusal(
+                        "FAILED_PRECONDITION", f"too many {request.kind}s for one answer: use a filter, or watch them"
+                    )
+                reply.objects.append(wire)
+            return reply
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.Object:
+        async with answering(context):
+            return to_wire(_find(self._store.view(), request.kind, request.reference))
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
+        async with answering(context, timeout_s=None):
+            if self._watches >= WATCHES_MAX:
+                raise Refusal("UNAVAILABLE", f"this manager serves {WATCHES_MAX} watches already: try again later")
+            self._watches += 1
+            try:
+                async for event in self._watch(request):
+                    yield event
+            finally:
+                self._watches -= 1
+
+    async def _watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.Event]:
+        view = self._store.view()
+        watcher = self._store.watch(view.version)
+        cls = public_kind(request.kind)
+        watching = Watching(cls, predicate(view, cls, _filters(request.filters)))
+        async for told in _sliced(watching.begin(view)):
+            yield message(told)
+        yield pb.Event(action=pb.Event.LIVE)
+        async for item in watcher:
+            news: Iterator[Told]
+            match item:
+                case Commit(events=events):
+                    news = watching.follow(events)
+                case Resync(view=view):
+                    news = watching.resync(view)
+            async for told in _sliced(news):
+                yield message(told)
+
+    # --- networks ---------------------------------------------------------------------------------------------------
+
+    async def CreateNetwork(self, request: pb.CreateRequest, context: Context) -> pb.CreateReply:
+        async with answering(context):
+            spec, new_id = spec_from_wire(request.spec, NetworkSpec), self._new_id()
+            await self._change(lambda view: networks.create_network(view, spec, new_id))
+            return pb.CreateReply(id=new_id)
+
+    # --- services ---------------------------------------------------------------------------------------------------
+
+    async def CreateService(self, request: pb.CreateRequest, context: Context) -> pb.CreateReply:
+        async with answering(context):
+            spec, new_id = spec_from_wire(request.spec, ServiceSpec), self._new_id()
+            warnings: tuple[str, ...] = ()
+
+            def decide(view: Snapshot) -> list[Change]:
+                nonlocal warnings
+                creation = services.create_service(view, spec, new_id)
+                warnings = creation.warnings
+                return creation.changes
+
+            await self._change(decide)
+            return pb.CreateReply(id=new_id, warnings=warnings)
+
+    async def UpdateService(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        async with answering(context):
+            spec = spec_from_wire(request.spec, ServiceSpec)
+            return await self._update(
+                lambda view: _seen(find(view, Service, request.reference), request.version),
+                lambda view, service: services.update_service(view, service, spec),
+            )
+
+    async def RollbackService(self, request: pb.GetRequest, context: Context) -> pb.Object:
+        async with answering(context):
+            return await self._update(lambda view: find(view, Service, request.reference), services.rollback_service)
+
+    # --- nodes and the cluster --------------------------------------------------------------------------------------
+
+    async def UpdateNode(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        async with answering(context):
+            spec = spec_from_wire(request.spec, NodeSpec)
+            return await self._update(
+                lambda view: _seen(find(view, Node, request.reference), request.version),
+                lambda view, node: nodes.update_node(view, node, spec),
+            )
+
+    async def UpdateCluster(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        async with answering(context):
+            spec = spec_from_wire(request.spec, ClusterSpec)
+            return await self._update(
+                lambda view: _seen(find(view, Cluster, request.reference), request.version),
+                lambda _, cluster: nodes.update_cluster(cluster, spec),
+            )
+
+    async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenReply:
+        async with answering(context):
+            random_bytes, token = self._random_bytes(), ""
+
+            def decide(view: Snapshot) -> list[Change]:
+                nonlocal token
+                changes, token = nodes.rotate_token(view.cluster(), request.role, random_bytes)
+                return changes
+
+            await self._change(decide)
+            return pb.RotateTokenReply(token=token)
+
+    # --- removal ----------------------------------------------------------------------------------------------------
+
+    async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        async with answering(context):
+            obj = _find(self._store.view(), request.kind, request.reference)
+            match obj:
+                case Network(id=id_):
+                    await self._change(lambda view: networks.remove_network(view, find(view, Network, id_)))
+                case Node(id=id_):
+                    force = request.force
+                    await self._change(lambda view: nodes.remove_node(view, find(view, Node, id_), force=force))
+                case Service(id=id_):
+                    await self._remove_service(id_)
+                case _:
+                    raise Refusal("INVALID_ARGUMENT", f"a {request.kind} cannot be removed")
+            return pb.RemoveReply(id=obj.id)
+
+    async def _remove_service(self, service_id: str) -> None:
+        """In steps, under one lock: nobody may replace the tasks between them."""
+        last = False
+
+        def decide(view: Snapshot) -> list[Change]:
+            nonlocal last
+            changes, last = services.remove_service(view, find(view, Service, service_id))
+            return changes
+
+        async with self._decisions:
+            while not last:
+                await transact(self._store, decide, Writer.ORCHESTRATOR)
+
+    # --- in common --------------------------------------------------------------------------------------------------
+
+    async def _change(self, decide: Callable[[Snapshot], Iterable[Change]]) -> None:
+        async with self._decisions:
+            await transact(self._store, decide, Writer.ORCHESTRATOR)
+
+    async def _update(
+        self, look_up: Callable[[Snapshot], U], decide: Callable[[Snapshot, U], Iterable[Change]]
+    ) -> pb.Object:
+        """Change one object; how it is then."""
+        found: list[U] = []
+
+        def step(view: Snapshot) -> Iterable[Change]:
+            found[:] = [look_up(view)]
+            return decide(view, found[0])
+
+        await self._change(step)
+        after = self._store.view().get(type(found[0]), found[0].id)
+        return to_wire(after if after is not None else found[0])
+
+
+@asynccontextmanager
+async def answering(context: Context, timeout_s: float | None = CALL_TIMEOUT_S) -> AsyncIterator[None]:
+    """End the call with the right status when it is refused, or when no agreement is reached in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except Refusal as refusal:
+        await _abort(context, refusal)
+    except StoreError as error:
+        await _abort(context, of_store(error))
+    except TimeoutError:
+        sentence = "the managers did not agree in time; the change may still come to pass: look before trying again"
+        await _abort(context, Refusal("UNAVAILABLE", sentence))
+
+
+async def _abort(context: Context, refusal: Refusal) -> None:
+    await context.abort(grpc.StatusCode[refusal.code], str(refusal))
+
+
+def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network | Service | Task:
+    match public_kind(kind):
+        case cls if cls is Cluster:
+            return find(view, Cluster, reference)
+        case cls if cls is Node:
+            return find(view, Node, reference)
+        case cls if cls is Network:
+            return find(view, Network, reference)
+        case cls if cls is Service:
+            return find(view, Service, reference)
+        case _:
+            return find(view, Task, reference)
+
+
+def _seen(obj: U, version: int) -> U:
+    """The object, if it is still as the caller has seen it (version 0: however it is). Raises Refusal."""
+    if version not in (0, obj.meta.version):
+        raise Refusal("ABORTED", f"{name_of(obj)} has changed meanwhile: read it again and decide again")
+    return obj
+
+
+def _filters(filters: Mapping[str, pb.StringList]) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(values.values) for key, values in filters.items()}
+
+
+async def _sliced(items: Iterable[X]) -> AsyncIterator[X]:
+    """The items, with a turn of the loop for others now and then."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
