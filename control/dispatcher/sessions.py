@@ -124,6 +124,7 @@ class Sessions:
                 node.state = "unknown"
                 self._update(node.id, NodeUpdate("unknown", "a manager has just started and has not heard of it yet"))
         self._orphan_strays(snapshot.all(Task))
+        self._write()
 
     # --- the house form ---------------------------------------------------------------------------------------------
 
