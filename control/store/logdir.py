@@ -135,7 +135,8 @@ class LogDirectory:
         data = self._disk.read(_log_name(generation))
         header = self._check_header(first_header(data), path, generation)
         found = scan(data, header.chain)
-        if isinstance(found.verdict, Corrupt) or (isinstance(found.verdict, Torn) and not is_last):
+        may_be_torn = is_last and bool(found.records)  # a log gets its name only when its header is synced
+        if isinstance(found.verdict, Corrupt) or (isinstance(found.verdict, Torn) and not may_be_torn):
             reason = found.verdict.reason if isinstance(found.verdict, Corrupt) else "its end is missing"
             raise Damaged(f"{path} is damaged at byte {found.end.offset} ({reason}): {_RESTORE}")
         if header.version != version or (chain is not None and header.chain != chain):

@@ -151,7 +151,7 @@ def scan(data: bytes, chain: int = 0) -> Scan:
 def first_header(data: bytes) -> Header | None:
     """The header of a file, whatever chain it continues; None if it has no good one."""
     head = _header_at(data, 0)
-    if head is None or HEADER_BYTES + head[0] > len(data):
+    if head is None or _frame_bytes(head[0]) > len(data):
         return None
     try:
         record = _decoder.decode(data[HEADER_BYTES : HEADER_BYTES + head[0]])
