@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
 from control.store.errors import StateInUse
 
 LOCK_NAME = "lock"
+# A daemon that was killed has its lock until the kernel has taken it apart, and until a child that it was just making
+# has begun its own program.
+LOCK_WAIT_S = 2.0
+LOCK_POLL_S = 0.02
 
 
 class Disk(Protocol):
@@ -62,8 +67,9 @@ class Disk(Protocol):
 class RealDisk:
     """A directory of this machine; only its owner may read it (the store holds secrets)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self._directory = directory
+        self._lock_wait_s = lock_wait_s
         self._lock: int | None = None
 
     def path(self, name: str) -> str:
@@ -77,7 +83,7 @@ class RealDisk:
         # programs that are started, so a task that outlives the daemon does not keep the lock.
         handle = os.open(self.path(LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._flock(handle)
         except BlockingIOError as error:
             owner = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
             os.close(handle)
@@ -87,6 +93,16 @@ class RealDisk:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._lock = handle
+
+    def _flock(self, handle: int) -> None:
+        deadline_s = time.monotonic() + self._lock_wait_s
+        while True:
+            try:
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(LOCK_POLL_S)
 
     def unlock(self) -> None:
         if self._lock is not None:

@@ -39,6 +39,10 @@ class TooLarge(StoreError):
     """More than one log entry may hold: split it (`Store.batch`), or make the object smaller."""
 
 
+class Unreadable(StoreError):
+    """The object has a field of the wrong type: it could be written, but never read again."""
+
+
 class Refused(StoreError):
     """The backend certainly did not write it (disk full, an earlier commit in the pipeline failed): try again."""
 

@@ -168,13 +168,14 @@ class FakeBackend:
             case "done":
                 self._apply(queued.proposal)
                 queued.future.set_result(None)
-            case "refused":
+            case "refused":  # those on top of it will be refused for their number
                 queued.future.set_exception(Refused("no space left on the disk of this manager"))
-            case "unknown, done":
-                queued.future.set_exception(OutcomeUnknown("contact was lost while the commit was under way"))
-                self._apply(queued.proposal)
-            case "unknown, not done":
-                queued.future.set_exception(OutcomeUnknown("contact was lost while the commit was under way"))
+            case "unknown, done" | "unknown, not done" as outcome:
+                unknown = OutcomeUnknown("contact was lost while the commit was under way")
+                queued.future.set_exception(unknown)
+                self._fail_queue(unknown)
+                if outcome == "unknown, done":
+                    self._apply(queued.proposal)
             case "failed":
                 self._queue.appendleft(queued)
                 self.fail()

@@ -13,8 +13,8 @@ import msgspec
 
 from control.model import KIND_OF, KINDS, Object
 from control.store.backend import Row, RowChange
-from control.store.errors import BackendFailed
-from control.store.txn import Change, Delete, Put
+from control.store.errors import BackendFailed, Unreadable
+from control.store.txn import Change, Delete, Put, name_of
 
 # Limits of one commit, SwarmKit's numbers: one log entry must stay small enough to be sent, synced and applied well
 # under a heartbeat, and etcd, the other backend, takes no more than 1.5 MiB in one request.
@@ -49,11 +49,19 @@ def row_of(obj: Object) -> Row:
 
 
 def change_of(change: Change, before: Object | None) -> RowChange:
-    """A stamped change as the backend takes it."""
+    """A stamped change as the backend takes it. Raises Unreadable."""
     expected = before.meta.version if before is not None else 0
     match change:
         case Put(obj):
-            return RowChange(KIND_OF[type(obj)], obj.id, expected, encode(obj))
+            kind = KIND_OF[type(obj)]
+            blob = encode(obj)
+            try:
+                # Constructors check no types. What was written and cannot be read would stop every manager for good,
+                # so a microsecond is spent here to see that it can.
+                _decoders[kind].decode(blob)
+            except msgspec.DecodeError as error:
+                raise Unreadable(f"{name_of(obj)} cannot be stored: {error}") from error
+            return RowChange(kind, obj.id, expected, blob)
         case Delete(cls, id_):
             return RowChange(KIND_OF[cls], id_, expected, None)
 

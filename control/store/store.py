@@ -78,7 +78,11 @@ class Store:
         """Load everything, and learn who leads. Raises BackendFailed with what to do about it."""
         self._turn = asyncio.get_running_loop().create_future()
         image = await self._backend.load()
-        self._view = self._head = _snapshot(image)
+        try:
+            self._view = self._head = _snapshot(image)
+        except BackendFailed:
+            await self._backend.close()
+            raise
         self._history = History(self.view)
         self._state = None
         turn = self._turn
@@ -97,8 +101,11 @@ class Store:
         self._check_open()
         watcher = self.watch(None)
         version = await self._backend.barrier()
-        while self._view.version < version:
-            await anext(watcher)
+        if self._view.version < version:
+            async for item in watcher:
+                if item.version >= version:
+                    break
+            self._check_open()
         return self._view
 
     def watch(self, after: int | None = None) -> Watcher:

@@ -20,7 +20,7 @@ class FaultyDisk(RealDisk):
     """The real one, until told otherwise."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, lock_wait_s=0.1)
         self.errors: dict[str, int] = {}  # operation -> errno
         self.only = ""  # of files whose name contains this
         self.opened: dict[int, str] = {}
@@ -141,7 +141,8 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     try:
         assert done.returncode == -9, done.stderr
-        log = await Log(directory).open()
+        log = LogFile(directory, "c1")  # may have to wait until the child has become the program
+        await log.load()
         await log.close()
     finally:
         os.kill(int(done.stdout), 9)
