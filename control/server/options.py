@@ -1,0 +1,29 @@
+"""Limits of a manager's gRPC server, for all that serve or call it. No tasks, no state."""
+
+from __future__ import annotations
+
+# The largest request: a spec or a report of 1,000 statuses stays far below. As gRPC's own default.
+REQUEST_MAX_BYTES = 4 << 20
+# The largest answer: a complete set of assignments, or a list (api.LIST_MAX_BYTES). Callers must allow it, too.
+REPLY_MAX_BYTES = 64 << 20
+# Streams of one connection; a daemon needs a session and a few calls of its users.
+STREAMS_PER_CONNECTION_MAX = 512
+# Calls and streams of all: a session of each of 5,000 nodes, and calls besides.
+CALLS_MAX = 8192
+# A peer that is gone without a word (cut cable) is noticed after at most this; sessions have their own heartbeat.
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
+    ("grpc.max_send_message_length", REPLY_MAX_BYTES),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.so_reuseport", 0),  # a second daemon on the port is an error, not a partner that takes half of the calls
+)
+
+# For those who call a manager.
+CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", REPLY_MAX_BYTES),
+    ("grpc.max_send_message_length", REQUEST_MAX_BYTES),
+)
