@@ -29,7 +29,7 @@ from control.model import (
     TaskSpec,
     UpdatePolicy,
 )
-from control.scheduler.constraint import ConstraintError, parse_constraint, parse_preference
+from control.constraint import ConstraintError, parse_constraint, parse_preference
 
 # Limits. A spec is copied into each of its tasks and sent to nodes, so it must stay small.
 LABELS_MAX = 128
