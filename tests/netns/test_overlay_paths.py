@@ -51,7 +51,7 @@ def test_an_address_that_nobody_has_is_refused_fast_and_does_not_leak_out(world:
     task = world.task(world.hosts[0], "web", "10.1.0.10")
     world.apply()
     capture = subprocess.Popen(
-        ["nsenter", f"--net={world.hosts[0].netns}", "tcpdump", "-lni", "any", "dst", "host", "10.1.0.99"],
+        ["nsenter", f"--net={world.hosts[0].netns}", "tcpdump", "--immediate-mode", "-lni", "any", "dst", "host", "10.1.0.99"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     began = time.monotonic()
@@ -106,7 +106,7 @@ def test_frames_between_hosts_carry_the_vni_and_the_tasks_own_addresses(world: W
     world.apply()
     file = f"{tmp_path}/frames.pcap"
     capture = subprocess.Popen(
-        ["nsenter", f"--net={world.switch}", "tcpdump", "-Z", "root", "-Uni", "h1", "-w", file, "udp", "port", "4789"],
+        ["nsenter", f"--net={world.switch}", "tcpdump", "-Z", "root", "--immediate-mode", "-Uni", "h1", "-w", file, "udp", "port", "4789"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert capture.stderr is not None
