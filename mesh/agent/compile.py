@@ -194,6 +194,7 @@ def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
     return RouterPlan(
         netns=f"{view.netns_dir}/{names.router_netns(net.record.id)}",
         subnet=net.subnet,
+        gateway=net.gateway,
         vxlan_device=names.vxlan_device(net.record.vni),
         uplink_device=uplink.router_device,
         uplink_address=uplink.router_address,

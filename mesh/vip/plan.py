@@ -6,7 +6,9 @@ each has a balancer of its own. The host namespace holds the published ports and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -52,6 +54,7 @@ class RouterPlan:
 
     netns: str  # path of the router's namespace
     subnet: IPv4Network
+    gateway: IPv4Address  # the router's own address in the subnet
     vxlan_device: str  # in the router, towards other nodes
     uplink_device: str  # in the router, towards the host
     uplink_address: IPv4Address  # the router's own address on the uplink
@@ -77,3 +80,29 @@ class VipPlan:
 
     routers: tuple[RouterPlan, ...]
     published: tuple[PublishedPort, ...]
+
+
+@dataclass(slots=True)
+class Report:
+    """What one call changed, counted by kind of thing, and sentences about what it could not."""
+
+    changes: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedService:
+    """A virtual service as a kernel has it: the share of new connections of each backend, in slots."""
+
+    address: IPv4Address
+    protocol: Protocol | None
+    port: int | None
+    slots: Mapping[IPv4Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the kernel was found to hold: services by router, and the router of each published port."""
+
+    services: Mapping[str, tuple[ObservedService, ...]]
+    published: Mapping[tuple[Protocol, int], IPv4Address]

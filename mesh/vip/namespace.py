@@ -1,0 +1,282 @@
+"""One network namespace seen through netlink: the door to its nf_tables, conntrack, routes and rules.
+
+A namespace is visited, not held: a socket that stays open keeps a deleted namespace alive, and with it its VXLAN
+device and VNI. `visit` runs a function in a thread that lives only for it, so that no thread of the daemon ever changes
+its namespace. A visit costs some 0.2 ms.
+
+Blocking; errors are OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+from mesh.vip import wire
+from mesh.vip.ingress import RouteOrRule
+from mesh.vip.rules import Held, HeldChain, Map
+from mesh.vip.wire import Message, Nf, Rt
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHECK = 270, 12
+_SO_NETNS_COOKIE = 71  # Linux 5.14
+# The kernel answers at once or never; never must not hang the daemon.
+_ANSWER_TIMEOUT = struct.pack("@ll", 5, 0)  # struct timeval
+_RECEIVE_BYTES = 65536  # twice what the kernel puts into one datagram of a dump
+# Room for the answers to a batch: some 100 bytes each, see _BATCH.
+_RECEIVE_BUFFER_BYTES = 1 << 20
+_BATCH = 256
+# A dump is repeated when the kernel says that what it walked changed under it. Somebody who changes things all the
+# time must not hold us up for ever: the last dump is then as good as any.
+_DUMP_ATTEMPTS = 5
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Netlink:
+    """A netlink socket of the namespace it is opened in."""
+
+    def __init__(self, family: int) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        if family == _NETLINK_ROUTE:
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHECK, 1)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def cookie(self) -> tuple[int, int]:
+        """What tells this namespace from all others that ever were (on old kernels: that there are)."""
+        try:
+            data = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            return 0, int(struct.unpack("=Q", data)[0])
+        except OSError:
+            status = os.stat("/proc/thread-self/ns/net")
+            return status.st_dev, status.st_ino
+
+    def ask(self, kind: int, payload: bytes) -> bytes:
+        """The one answer to a request."""
+        self._send(kind, wire.NLM_F_REQUEST, payload)
+        answer = next(self._answers(self._sequence))
+        if answer.type == wire.NLMSG_ERROR:
+            raise _error(wire.error_number(answer.payload))
+        return answer.payload
+
+    def dump(self, kind: int, payload: bytes) -> list[bytes]:
+        """All of a kind. Raises OSError; ENOENT when that of which it is asked does not exist."""
+        found: list[bytes] = []
+        for _ in range(_DUMP_ATTEMPTS):
+            self._send(kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, payload)
+            found, whole = self._collect(self._sequence)
+            if whole:
+                break
+        return found
+
+    def _collect(self, sequence: int) -> tuple[list[bytes], bool]:
+        """(payloads up to the end of a dump, whether nothing changed meanwhile)."""
+        found, whole = [], True
+        for answer in self._answers(sequence):
+            if answer.flags & wire.NLM_F_DUMP_INTERRUPTED:
+                whole = False
+            if answer.type == wire.NLMSG_DONE:
+                break
+            if answer.type == wire.NLMSG_ERROR:
+                raise _error(wire.error_number(answer.payload))
+            found.append(answer.payload)
+        return found, whole
+
+    def change(self, requests: list[tuple[int, int, bytes]]) -> list[int]:
+        """Make changes, each (type, flags, payload); returns the errno of each, 0 for success."""
+        results: list[int] = []
+        for start in range(0, len(requests), _BATCH):
+            results += self._batch(requests[start : start + _BATCH])
+        return results
+
+    def _batch(self, requests: list[tuple[int, int, bytes]]) -> list[int]:
+        first = self._sequence + 1
+        data = b""
+        for kind, flags, payload in requests:
+            self._sequence += 1
+            body = wire.message(kind, wire.NLM_F_REQUEST | wire.NLM_F_ACK | flags, self._sequence, payload)
+            data += body + bytes(-len(body) % 4)
+        self._socket.send(data)
+        results: dict[int, int] = {}
+        while len(results) < len(requests):
+            for answer in wire.messages(self._receive()):
+                if answer.type == wire.NLMSG_ERROR and answer.sequence >= first:
+                    results[answer.sequence] = wire.error_number(answer.payload)
+        return [results[first + index] for index in range(len(requests))]
+
+    def _send(self, kind: int, flags: int, payload: bytes) -> None:
+        self._sequence += 1
+        self._socket.send(wire.message(kind, flags, self._sequence, payload))
+
+    def _answers(self, sequence: int) -> Iterator[Message]:
+        """What comes back to a request, until the caller has enough; older answers are passed over."""
+        while True:
+            for answer in wire.messages(self._receive()):
+                if answer.sequence == sequence:
+                    yield answer
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError as error:
+            raise OSError(errno.ETIMEDOUT, "the kernel did not answer") from error
+
+
+class Namespace:
+    """What a visitor sees. Only `visit` makes it."""
+
+    def __init__(self) -> None:
+        """Opens its sockets in the namespace of the running thread."""
+        self.netfilter = Netlink(_NETLINK_NETFILTER)
+        self.cookie = self.netfilter.cookie()
+        self._route: Netlink | None = None
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.netfilter.close()
+        if self._route is not None:
+            self._route.close()
+
+    @property
+    def route(self) -> Netlink:
+        """Routes and rules."""
+        if self._route is None:
+            self._route = Netlink(_NETLINK_ROUTE)
+        return self._route
+
+    def generation(self) -> int:
+        """The number of the namespace's rule set."""
+        return wire.generation(self.netfilter.ask(Nf.GET_GENERATION, wire.nf_request(family=wire.AF_UNSPEC)))
+
+    def table(self, maps: tuple[Map, ...]) -> Held | None:
+        """Our table, with the elements of those of `maps` that are there in the right shape. None: there is none."""
+        try:
+            dormant = wire.is_dormant(self.netfilter.ask(Nf.GET_TABLE, wire.of_our_table()))
+            chains = dict(wire.chain(p) for p in self._of_table(Nf.GET_CHAIN))
+            tags: dict[str, list[str]] = {name: [] for name in chains}
+            for chain, tag in map(wire.rule, self._of_table(Nf.GET_RULE)):
+                tags.setdefault(chain, []).append(tag)
+            shapes = dict(wire.shape(p) for p in self._of_table(Nf.GET_SET))
+            elements = {
+                one.name: dict(pair for p in self._elements(one) for pair in wire.elements(one, p))
+                for one in maps
+                if shapes.get(one.name) == one.shape
+            }
+        except FileNotFoundError:
+            return None
+        held = {name: HeldChain(c.hook, c.accepts, tuple(tags[name])) for name, c in chains.items()}
+        return Held(dormant, shapes, held, elements)
+
+    def _of_table(self, kind: Nf) -> list[bytes]:
+        return [p for p in self.netfilter.dump(kind, wire.of_our_table()) if wire.is_of_our_table(p)]
+
+    def _elements(self, of: Map) -> list[bytes]:
+        return self.netfilter.dump(Nf.GET_ELEMENT, wire.of_set(of.name))
+
+    def has_table(self) -> bool:
+        """Whether our table is there."""
+        try:
+            self.netfilter.ask(Nf.GET_TABLE, wire.of_our_table())
+        except FileNotFoundError:
+            return False
+        return True
+
+    def connections(self, translated_only: bool) -> Iterator[wire.Connection]:
+        """All tracked connections, or at least those with a translated destination."""
+        for payload in self.netfilter.dump(Nf.CT_GET, wire.of_connections(translated_only)):
+            yield wire.connection(payload)
+
+    def forget(self, connections: list[wire.Connection]) -> int:
+        """End the tracking of connections; returns how many were still there."""
+        requests = [(int(Nf.CT_DELETE), 0, wire.nf_request(one.handle)) for one in connections]
+        return self.netfilter.change(requests).count(0)
+
+    def routing(self) -> frozenset[RouteOrRule]:
+        """The routes and rules that carry our protocol number."""
+        routes = map(wire.route, self.route.dump(Rt.GET_ROUTE, wire.of_our_routes()))
+        rules = map(wire.routing_rule, self.route.dump(Rt.GET_RULE, wire.of_rules()))
+        return frozenset(one for one in (*routes, *rules) if one is not None)
+
+    def add_routing(self, wanted: list[RouteOrRule]) -> None:
+        """Make routes and rules. Raises OSError for the first that failed, when all have been tried."""
+        requests = []
+        for one in wanted:
+            is_rule, payload = wire.encode(one)
+            flags = wire.NLM_F_CREATE | (wire.NLM_F_EXCL if is_rule else wire.NLM_F_REPLACE)
+            requests.append((int(Rt.NEW_RULE if is_rule else Rt.NEW_ROUTE), flags, payload))
+        _check(self.route.change(requests), wanted, "add", errno.EEXIST)
+
+    def delete_routing(self, unwanted: list[RouteOrRule]) -> None:
+        """Remove routes and rules. Raises OSError as `add_routing`."""
+        requests = []
+        for one in unwanted:
+            is_rule, payload = wire.encode(one)
+            requests.append((int(Rt.DELETE_RULE if is_rule else Rt.DELETE_ROUTE), 0, payload))
+        _check(self.route.change(requests), unwanted, "remove", errno.ESRCH, errno.ENOENT)
+
+    def addresses(self) -> frozenset[int]:
+        """The namespace's own IPv4 addresses, as numbers."""
+        return frozenset(map(wire.own_address, self.route.dump(Rt.GET_ADDRESS, wire.of_addresses())))
+
+    def device_index(self, name: str) -> int:
+        """The index of a device. Raises OSError when there is none of that name."""
+        try:
+            return socket.if_nametoindex(name)
+        except OSError as error:
+            raise OSError(errno.ENODEV, f"there is no device {name}") from error
+
+
+def visit(path: str | None, work: Callable[[Namespace], T]) -> T:
+    """Run `work` in a namespace (None: this process's own) and return what it returns. Raises OSError."""
+
+    def run() -> T:
+        if path is not None:
+            _enter(path)
+        with Namespace() as namespace:
+            return work(namespace)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="visit") as thread:
+        return thread.submit(run).result()
+
+
+def _enter(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            reason = "it is not a network namespace" if number == errno.EINVAL else os.strerror(number)
+            raise OSError(number, reason)
+    finally:
+        os.close(descriptor)
+
+
+def _check(results: list[int], what: list[RouteOrRule], verb: str, *harmless: int) -> None:
+    for number, one in zip(results, what, strict=True):
+        if number and number not in harmless:
+            raise OSError(number, f"cannot {verb} {one}: {os.strerror(number)}")
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

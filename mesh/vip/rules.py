@@ -1,0 +1,293 @@
+"""An nftables table as a value: what it should hold, what it was found to hold, and the text that leads from one to
+the other. Pure.
+
+The text is one transaction of nft(8): it happens whole or not at all. Only what differs is in it, so that no
+established connection is touched and one changed backend costs one element whatever the number of services. Two kinds
+of content are compared in two ways:
+
+- elements of maps and sets by value;
+- rules by a *tag*, the hash of their text, which each carries as its comment: how the kernel's rules read differs with
+  every version of nft, their comments do not. A chain whose tags differ gets all its rules anew.
+
+A table of another shape (made by another version of this program, or bent by somebody) is replaced in one transaction;
+connections keep their translation, which lives in connection tracking and not in the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address
+
+# Our one table, in a router and in a host. Nothing outside it is ever changed.
+TABLE = "mesh"
+
+Atom = IPv4Address | int | str
+Key = tuple[Atom, ...]
+Elements = Mapping[Key, Key]
+
+# Elements in one command: nft keeps a command's elements in memory together, and one per element costs a lookup each.
+_ELEMENTS_PER_COMMAND = 1000
+_TAG_CHARACTERS = 12
+
+
+class Kind(Enum):
+    """What one field of a key or a value is."""
+
+    ADDRESS = "address"  # IPv4Address
+    PROTOCOL = "protocol"  # IP protocol number
+    PORT = "port"
+    SLOT = "slot"  # a 32-bit number as numgen gives it, in the byte order of the machine
+    MARK = "mark"  # likewise
+    MAC = "mac"  # "02:6d:73:68:00:01"
+    CHAIN = "chain"  # go to the chain of that name
+
+
+LENGTH_BYTES = {
+    Kind.ADDRESS: 4,
+    Kind.PROTOCOL: 1,
+    Kind.PORT: 2,
+    Kind.SLOT: 4,
+    Kind.MARK: 4,
+    Kind.MAC: 6,
+    Kind.CHAIN: 0,
+}
+
+
+def padded(length_bytes: int) -> int:
+    """Fields that stand together begin at multiples of a register's four bytes (nf_tables)."""
+    return (length_bytes + 3) & ~3
+
+
+def _length(kinds: tuple[Kind, ...]) -> int:
+    if len(kinds) == 1:
+        return LENGTH_BYTES[kinds[0]]
+    return sum(padded(LENGTH_BYTES[kind]) for kind in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Lengths of keys and values in bytes. Sets and verdict maps have values of no length."""
+
+    key_length: int
+    value_length: int
+    verdict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map, or a set when it has no value fields. `declaration` is its type in nft's words."""
+
+    name: str
+    declaration: str
+    key: tuple[Kind, ...]
+    value: tuple[Kind, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        """What nft calls it."""
+        return "map" if self.value else "set"
+
+    @property
+    def shape(self) -> Shape:
+        """What the kernel says of a map declared so."""
+        return Shape(_length(self.key), _length(self.value), self.value == (Kind.CHAIN,))
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain is called from; `name` as in nft."""
+
+    type: str
+    name: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain with its rules as text; the policy of base chains is always accept."""
+
+    name: str
+    rules: tuple[str, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a table should hold. Maps that are not in `elements` have theirs kept by somebody else (see `Edit`)."""
+
+    maps: tuple[Map, ...] = ()
+    chains: tuple[Chain, ...] = ()
+    elements: Mapping[str, Elements] = field(default_factory=dict)
+
+    def __add__(self, other: Table) -> Table:
+        """Both together; their names must differ."""
+        return Table(self.maps + other.maps, self.chains + other.chains, {**self.elements, **other.elements})
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChain:
+    """A chain as the kernel has it. The tag of a rule that is not ours reads ""; `accepts` is its policy."""
+
+    hook: Hook | None
+    accepts: bool
+    tags: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Held:
+    """A table as the kernel has it."""
+
+    dormant: bool = False
+    maps: dict[str, Shape] = field(default_factory=dict)
+    chains: dict[str, HeldChain] = field(default_factory=dict)
+    elements: dict[str, dict[Key, Key]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Changes of one map's elements. A key in both is given its new value."""
+
+    map: Map
+    delete: frozenset[Key]
+    add: Elements
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Text for nft, and how much it changes: elements, rules, or the whole table."""
+
+    text: str
+    changes: Counter[str]
+
+
+def removal() -> str:
+    """Text that removes the table."""
+    return f"delete table ip {TABLE}\n"
+
+
+def tag(rule: str) -> str:
+    """The comment that a rule carries."""
+    return f"m:{hashlib.sha256(rule.encode()).hexdigest()[:_TAG_CHARACTERS]}"
+
+
+def edit(of: Map, held: Elements, wanted: Elements) -> Edit:
+    """What leads from the elements that are there to the wanted ones."""
+    if held == wanted:
+        return Edit(of, frozenset(), {})
+    gone = frozenset(key for key, value in held.items() if wanted.get(key) != value)
+    return Edit(of, gone, {key: value for key, value in wanted.items() if held.get(key) != value})
+
+
+def compatible(held: Held, wanted: Table) -> bool:
+    """Whether the table can be brought piece by piece to what is wanted."""
+    return (
+        not held.dormant
+        and all(held.maps.get(m.name, m.shape) == m.shape for m in wanted.maps)
+        and all(_same_base(held.chains[c.name], c) for c in wanted.chains if c.name in held.chains)
+    )
+
+
+def _same_base(held: HeldChain, wanted: Chain) -> bool:
+    return held.accepts and held.hook == wanted.hook
+
+
+def own_edits(held: Held, wanted: Table) -> list[Edit]:
+    """The edits of the maps whose elements are in the table's value."""
+    return [
+        edit(one, held.elements.get(one.name, {}), wanted.elements[one.name])
+        for one in wanted.maps
+        if one.name in wanted.elements
+    ]
+
+
+def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Transaction | None:
+    """What leads from the table as it is (None: none, or one to be replaced) to the wanted one with `edits` made.
+
+    The order is the kernel's: maps and chains before what refers to them, references gone before what they refer to.
+    None when there is nothing to do.
+    """
+    changes: Counter[str] = Counter()
+    lines: list[str] = []
+    if held is None:
+        lines += [f"add table ip {TABLE}", f"delete table ip {TABLE}", f"add table ip {TABLE}"]
+        changes["vip table"] += 1
+        held = Held()
+    edits = [one for one in edits if one.delete or one.add]
+    obsolete_chains = sorted(held.chains.keys() - {c.name for c in wanted.chains})
+    obsolete_maps = sorted(held.maps.keys() - {m.name for m in wanted.maps})
+    changed = [c for c in wanted.chains if _tags(c) != (held.chains[c.name].tags if c.name in held.chains else ())]
+    lines += [_declared_map(m) for m in wanted.maps if m.name not in held.maps]
+    lines += [_declared_chain(c) for c in wanted.chains if c.name not in held.chains]
+    for one in edits:
+        lines += _element_commands("delete", one.map, dict.fromkeys(one.delete, ()))
+    lines += [f"flush chain ip {TABLE} {name}" for name in obsolete_chains]
+    for chain in changed:
+        lines += _rule_commands(chain, fresh=chain.name not in held.chains)
+    for one in edits:
+        lines += _element_commands("add", one.map, one.add)
+    lines += [f"delete chain ip {TABLE} {name}" for name in obsolete_chains]
+    lines += [f"delete {_noun(held.maps[name])} ip {TABLE} {name}" for name in obsolete_maps]
+    changes["vip element"] = sum(len(one.delete | one.add.keys()) for one in edits)
+    changes["vip rule"] = len(obsolete_chains) + len(obsolete_maps) + len(changed)
+    return Transaction("\n".join(lines) + "\n", +changes) if lines else None
+
+
+def advance(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Held:
+    """The table after the transaction. Takes the elements out of `held`, which must not be used afterwards."""
+    elements = {m.name: held.elements.get(m.name, {}) if held is not None else {} for m in wanted.maps}
+    for one in edits:
+        content = elements[one.map.name]
+        for key in one.delete:
+            content.pop(key, None)
+        content.update(one.add)
+    return Held(
+        maps={m.name: m.shape for m in wanted.maps},
+        chains={c.name: HeldChain(c.hook, accepts=True, tags=_tags(c)) for c in wanted.chains},
+        elements=elements,
+    )
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _tags(chain: Chain) -> tuple[str, ...]:
+    return tuple(tag(rule) for rule in chain.rules)
+
+
+def _noun(shape: Shape) -> str:
+    return "map" if shape.value_length or shape.verdict else "set"
+
+
+def _declared_map(what: Map) -> str:
+    return f"add {what.noun} ip {TABLE} {what.name} {{ {what.declaration}; }}"
+
+
+def _declared_chain(what: Chain) -> str:
+    if (hook := what.hook) is None:
+        return f"add chain ip {TABLE} {what.name}"
+    base = f"type {hook.type} hook {hook.name} priority {hook.priority}; policy accept;"
+    return f"add chain ip {TABLE} {what.name} {{ {base} }}"
+
+
+def _rule_commands(chain: Chain, fresh: bool) -> Iterator[str]:
+    if not fresh:
+        yield f"flush chain ip {TABLE} {chain.name}"
+    for rule in chain.rules:
+        yield f'add rule ip {TABLE} {chain.name} {rule} comment "{tag(rule)}"'
+
+
+def _element_commands(verb: str, of: Map, elements: Elements) -> Iterator[str]:
+    texts = [_element(of, key, value) for key, value in elements.items()]
+    for start in range(0, len(texts), _ELEMENTS_PER_COMMAND):
+        yield f"{verb} element ip {TABLE} {of.name} {{ {', '.join(texts[start : start + _ELEMENTS_PER_COMMAND])} }}"
+
+
+def _element(of: Map, key: Key, value: Key) -> str:
+    text = " . ".join(map(str, key))
+    if not value:
+        return text
+    return f"{text} : goto {value[0]}" if of.value == (Kind.CHAIN,) else f"{text} : {' . '.join(map(str, value))}"

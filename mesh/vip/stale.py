@@ -1,0 +1,88 @@
+"""Which tracked connections go to a backend or a port that is no longer there. Pure.
+
+A connection keeps its translation as long as it is tracked: for UDP as long as the client sends, so a flow would stick
+to a dead task for ever. A connection that is no longer tracked is balanced anew by its next packet: a UDP flow moves to
+another backend, a TCP client meets a backend that does not know it and is reset, or is refused when there is none.
+Draining backends (weight 0) keep theirs.
+
+What is stale is read from the connections and the plan alone, not from what changed: so a process that was away while a
+backend died finds its connections too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from mesh.vip.maps import PROTOCOL_NUMBER, ServiceKey, merged
+from mesh.vip.plan import RouterPlan, VirtualService
+from mesh.vip.rules import Elements
+from mesh.vip.wire import Connection
+
+_ICMP, _UDP = 1, PROTOCOL_NUMBER["udp"]
+# Where the uplinks of all routers lie, also of those that are gone (`overlay.names` hands them out).
+UPLINKS = IPv4Network("169.254.0.0/17")
+
+Judge = Callable[[Connection], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """Where connections to one service may be: (address, port), the port 0 where it is kept."""
+
+    answerers: frozenset[tuple[int, int]]
+    has_backend: bool  # for new connections
+
+
+def in_router(router: RouterPlan) -> Judge:
+    """Whether a connection tracked in a router is stale."""
+    services = {_number_key(key): _live(service) for key, service in merged(router.services).items()}
+
+    def judge(connection: Connection) -> bool:
+        to = connection.destination
+        service = services.get((to, connection.protocol, connection.destination_port)) or services.get((to, 0, 0))
+        if connection.answerer == to:
+            # Balanced to nobody, at a time when there was nobody or no table: its flow must not miss the backends.
+            return service is not None and service.has_backend and connection.protocol != _ICMP
+        if service is None:
+            return True  # the balancer is the only one that translates destinations in a router
+        port = connection.answerer_port
+        return not {(connection.answerer, port), (connection.answerer, 0)} & service.answerers
+
+    return judge
+
+
+def _number_key(key: ServiceKey) -> tuple[int, int, int]:
+    return (int(key[0]), int(key[1]), int(key[2])) if len(key) == 3 else (int(key[0]), 0, 0)
+
+
+def _live(service: VirtualService) -> _Live:
+    port = service.target_port or 0
+    return _Live(
+        frozenset((int(backend.address), port) for backend in service.backends),
+        any(backend.weight > 0 for backend in service.backends),
+    )
+
+
+def in_host(ports: Elements, own_addresses: Collection[int]) -> Judge:
+    """Whether a connection tracked in the host is stale. `ports` are the elements of the host's map of ports.
+
+    A UDP flow to a port that was not published yet goes on to the host itself: it is stale as well. Such a TCP
+    connection is not: a process of the host serves it.
+    """
+    routers = {(int(key[0]), int(key[1])): int(value[0]) for key, value in ports.items()}
+    first, last = int(UPLINKS.network_address), int(UPLINKS.broadcast_address)
+
+    def judge(connection: Connection) -> bool:
+        router = routers.get((connection.protocol, connection.destination_port))
+        if first <= connection.answerer <= last and connection.answerer != connection.destination:
+            return connection.answerer != router
+        return (
+            router is not None
+            and connection.protocol == _UDP
+            and connection.answerer == connection.destination
+            and connection.destination in own_addresses
+        )
+
+    return judge
