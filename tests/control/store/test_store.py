@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from control.lifecycle import Writer
 from control.model import Meta, Network, NetworkSpec, Node, Task
 from control.store import rows, store
-from control.store.backend import Failed, RowChange
+from control.store.backend import Failed, Following, Leading, RowChange
 from control.store.errors import (
     BackendFailed,
     NameConflict,
@@ -395,6 +395,40 @@ async def test_commits_of_others_are_applied_and_watched():
         (3, [("delete", changed, None)]),
     ]
     assert set(store.view()._index) == set()
+
+
+async def test_a_commit_of_another_takes_the_place_of_one_under_way():
+    store, backend = await opened()
+    backend.hold()
+    watcher = store.watch()
+    async with asyncio.TaskGroup() as group:
+        mine = await start(group, store.commit([Put(network("a"))], ORCH))
+        z = written(network("z"), 1)
+        backend.write(RowChange("network", z.id, 0, rows.encode(z)))
+        # Known before mine has failed: checks see the other's commit, and mine no more.
+        assert names(store) == ["z"]
+        assert (await anext(watcher)).events[0].after == z
+        with pytest.raises(NameConflict):
+            await store.commit([Put(msgspec.structs.replace(network("z"), id="x"))], ORCH)
+        again = await start(group, store.commit([Put(network("a"))], ORCH))
+        backend.release()
+    assert (mine.result(), again.result()) == ("Refused", 2)
+    assert names(store) == ["a", "z"]
+
+
+async def test_following_drops_what_is_under_way_at_once():
+    store, backend = await opened()
+    backend.hold()
+    async with asyncio.TaskGroup() as group:
+        mine = await start(group, store.commit([Put(network("a"))], ORCH))
+        backend._deliver(Following("n2"))
+        assert not mine.done()
+        assert store._head is store.view()
+        backend._deliver(Leading(1))
+        backend.release()
+    # It came to pass after all: as if it were somebody else's.
+    assert mine.result() == 1
+    assert names(store) == ["a"]
 
 
 @pytest.mark.parametrize("change", [RowChange("network", "id-a", 7, b""), RowChange("network", "x", 0, None)])
