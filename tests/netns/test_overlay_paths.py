@@ -20,6 +20,11 @@ pytestmark = [pytest.mark.root, pytest.mark.hosts(2)]
 WEB, DB = IPv4Network("10.1.0.0/24"), IPv4Network("10.2.0.0/24")
 
 
+def tcpdump(netns: str, device: str) -> list[str]:
+    """Frames as they come, not when the kernel's ring is full."""
+    return ["nsenter", f"--net={netns}", "tcpdump", "-Z", "root", "--immediate-mode", "-ni", device]
+
+
 def ping(netns: str, address: object, *options: str) -> bool:
     return " 0% packet loss" in inside(netns, "ping", "-c1", "-W1", *options, str(address), check=False)
 
@@ -51,7 +56,7 @@ def test_an_address_that_nobody_has_is_refused_fast_and_does_not_leak_out(world:
     task = world.task(world.hosts[0], "web", "10.1.0.10")
     world.apply()
     capture = subprocess.Popen(
-        ["nsenter", f"--net={world.hosts[0].netns}", "tcpdump", "--immediate-mode", "-lni", "any", "dst", "host", "10.1.0.99"],
+        [*tcpdump(world.hosts[0].netns, "any"), "-l", "dst", "host", "10.1.0.99"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     began = time.monotonic()
@@ -106,7 +111,7 @@ def test_frames_between_hosts_carry_the_vni_and_the_tasks_own_addresses(world: W
     world.apply()
     file = f"{tmp_path}/frames.pcap"
     capture = subprocess.Popen(
-        ["nsenter", f"--net={world.switch}", "tcpdump", "-Z", "root", "--immediate-mode", "-Uni", "h1", "-w", file, "udp", "port", "4789"],
+        [*tcpdump(world.switch, "h1"), "-U", "-w", file, "udp", "port", "4789"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert capture.stderr is not None

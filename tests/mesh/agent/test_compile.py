@@ -1,0 +1,200 @@
+"""The heart of a node, table by table: what it knows -> what its kernel and name server should hold."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
+
+import pytest
+
+from control.assignment import Endpoint, EndpointState, Peer, Record, ServiceEntry, Settings, key_of
+from control.lifecycle import TaskState
+from control.model import Network, NetworkSpec, PortSpec, ProcessSpec, Task, TaskAddress, TaskSpec, VirtualAddress
+from mesh.agent.compile import NodePlan, compile  # noqa: A004 - the architecture's name for it
+from mesh.agent.view import Assignments, LocalTask, View
+from mesh.vip.plan import Backend, RouterPlan, VirtualService
+from overlay import names
+from overlay.plan import LocalEndpoint, OverlayNetwork, RemoteEndpoint
+
+A = IPv4Address
+UPLINK = names.uplink(4096)
+SETTINGS = Settings(cluster_id="c", cluster_name="lab", vxlan_port=4789, heartbeat_period_s=1.0)
+PEERS = [Peer(node_id=f"n{i}", number=i, name=f"h{i}", data_address=f"10.66.0.1{i}", state="ready") for i in (1, 2, 3)]
+WEB = Network(id="web-id", spec=NetworkSpec(name="web"), vni=4096, subnet="10.1.0.0/24", gateway="10.1.0.1")
+DB = Network(id="db-id", spec=NetworkSpec(name="db", internal=True), vni=4097, subnet="10.2.0.0/24", gateway="10.2.0.1")
+API = ServiceEntry(
+    service_id="s-api",
+    name="api",
+    endpoint_mode="vip",
+    vips=(VirtualAddress(network_id="web-id", address="10.1.0.200"),),
+    ports=(PortSpec(target=80, published=8080),),
+    ingress_network_id="web-id",
+    aliases={"web-id": ("backend",)},
+)
+
+
+def endpoint(
+    slot: int, node: str, state: EndpointState = "ready", network: str = "web-id", **fields: object
+) -> Endpoint:
+    prefix = "10.1.0." if network == "web-id" else "10.2.0."
+    return Endpoint(
+        task_id=f"t{slot}",
+        network_id=network,
+        service_id="s-api",
+        slot=slot,
+        node_id=node,
+        address=f"{prefix}{10 + slot}",
+        hostname=f"api.{slot}",
+        state=state,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def own_task(slot: int, *networks: str) -> Task:
+    addresses = tuple(TaskAddress(network_id=n, address="10.9.9.9") for n in networks)
+    spec = TaskSpec(process=ProcessSpec(command=("serve",)))
+    return Task(
+        id=f"t{slot}", service_id="s-api", service_name="api", slot=slot, node_id="n1", spec=spec, addresses=addresses
+    )
+
+
+def running(slot: int, *, draining: bool = False, state: TaskState = TaskState.RUNNING) -> dict[str, LocalTask]:
+    return {f"t{slot}": LocalTask(state, f"/run/netns/mesh-t-t{slot}", draining)}
+
+
+def compiled(*records: Record, tasks: dict[str, LocalTask] | None = None) -> NodePlan:
+    held = {key_of(r): r for r in (SETTINGS, *PEERS, WEB, API, *records)}
+    view = View("n1", "10.66.0.11", "/run/netns", Assignments(1, MappingProxyType(held)), tasks or {})
+    return compile(view)
+
+
+def web(plan: NodePlan) -> OverlayNetwork:
+    return next(n for n in plan.overlay.networks if n.id == "web-id")
+
+
+def router(plan: NodePlan) -> RouterPlan:
+    return next(r for r in plan.vip.routers if r.subnet == IPv4Network("10.1.0.0/24"))
+
+
+def backends(plan: NodePlan) -> tuple[Backend, ...]:
+    return next(s.backends for s in router(plan).services if s.port is None)
+
+
+def test_an_empty_view_gives_an_empty_plan() -> None:
+    plan = compile(View("n1", "10.66.0.11", "/run/netns", Assignments(), {}))
+    assert plan.overlay.networks == ()
+    assert (plan.vip.routers, plan.vip.published, plan.dns.listeners) == ((), (), ())
+
+
+def test_tasks_here_get_interfaces_and_tasks_elsewhere_routes() -> None:
+    plan = compiled(endpoint(1, "n1"), endpoint(2, "n2"), own_task(1, "web-id"), tasks=running(1))
+    assert web(plan).local == (LocalEndpoint("t1", A("10.1.0.11"), "/run/netns/mesh-t-t1", "eth0", default_route=True),)
+    assert web(plan).remote == (RemoteEndpoint(A("10.1.0.12"), 2),)
+    assert [p.number for p in plan.overlay.peers] == [2, 3]
+
+
+def test_a_task_here_has_no_interface_before_it_is_prepared_and_none_after_it_ended() -> None:
+    records = (endpoint(1, "n1"), own_task(1, "web-id"))
+    assert web(compiled(*records)).local == ()
+    assert web(compiled(*records, tasks=running(1, state=TaskState.FAILED))).local == ()
+    assert len(web(compiled(*records, tasks=running(1, state=TaskState.PREPARING))).local) == 1
+
+
+def test_a_task_on_two_networks_has_its_default_route_on_the_first() -> None:
+    plan = compiled(
+        DB, endpoint(1, "n1"), endpoint(1, "n1", network="db-id"), own_task(1, "db-id", "web-id"), tasks=running(1)
+    )
+    interfaces = {n.id: [(e.interface, e.default_route) for e in n.local] for n in plan.overlay.networks}
+    assert interfaces == {"db-id": [("eth0", True)], "web-id": [("eth1", False)]}
+    assert plan.dns.multihomed == {
+        ("db-id", A("10.2.0.11")): ("db-id", "web-id"),
+        ("web-id", A("10.1.0.11")): ("db-id", "web-id"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "weight"), [("ready", 1), ("draining", 0), ("starting", None), ("lost", None)], ids=str
+)
+def test_a_remote_task_is_balanced_by_what_the_managers_say(state: EndpointState, weight: int | None) -> None:
+    found = backends(compiled(endpoint(2, "n2", state)))
+    assert found == (() if weight is None else (Backend(A("10.1.0.12"), weight),))
+    assert len(web(compiled(endpoint(2, "n2", state))).remote) == 1, "its route stays whatever its state"
+
+
+@pytest.mark.parametrize(
+    ("told", "local", "weight"),
+    [
+        ("starting", running(1), 1),  # we know before the managers do
+        ("ready", running(1, state=TaskState.FAILED), None),
+        ("ready", running(1, draining=True), 0),
+        ("draining", running(1), 0),
+        ("ready", {}, None),  # of an earlier life of this node
+    ],
+)
+def test_of_its_own_tasks_a_node_knows_best(
+    told: EndpointState, local: dict[str, LocalTask], weight: int | None
+) -> None:
+    found = backends(compiled(endpoint(1, "n1", told), own_task(1, "web-id"), tasks=local))
+    assert found == (() if weight is None else (Backend(A("10.1.0.11"), weight),))
+
+
+def test_a_service_has_its_vip_and_its_published_port_in_the_router_and_the_port_on_the_host() -> None:
+    plan = compiled(endpoint(2, "n2"))
+    one = (Backend(A("10.1.0.12"), 1),)
+    assert router(plan).services == (
+        VirtualService(A("10.1.0.200"), None, None, None, one),
+        VirtualService(UPLINK.router_address, "tcp", 8080, 80, one),
+    )
+    (port,) = plan.vip.published
+    assert (port.protocol, port.port, port.router_address) == ("tcp", 8080, UPLINK.router_address)
+    assert [(p.node_number, p.router_mac) for p in router(plan).return_paths] == [
+        (2, names.router_mac(2)),
+        (3, names.router_mac(3)),
+    ]
+
+
+def test_a_host_mode_port_is_open_only_where_its_task_runs() -> None:
+    ports = (PortSpec(target=53, published=5353, protocol="udp", mode="host"),)
+    here = compiled(endpoint(1, "n1", host_ports=ports), own_task(1, "web-id"), tasks=running(1))
+    assert VirtualService(UPLINK.router_address, "udp", 5353, 53, (Backend(A("10.1.0.11")),)) in router(here).services
+    assert ("udp", 5353) in {(p.protocol, p.port) for p in here.vip.published}
+    elsewhere = compiled(endpoint(2, "n2", host_ports=ports))
+    assert {(p.protocol, p.port) for p in elsewhere.vip.published} == {("tcp", 8080)}
+
+
+def test_an_internal_network_is_neither_routed_out_nor_masqueraded() -> None:
+    plan = compiled(DB)
+    assert [n.internal for n in plan.overlay.networks] == [True, False]
+    assert [r.masquerade for r in plan.vip.routers] == [False, True]
+
+
+def test_names_of_a_service_and_its_tasks_are_told_with_their_readiness() -> None:
+    plan = compiled(
+        endpoint(1, "n1"), endpoint(2, "n2"), endpoint(3, "n3", "lost"), own_task(1, "web-id"), tasks=running(1)
+    )
+    (network,) = plan.dns.networks
+    (service,) = network.services
+    assert (network.name, service.name, service.aliases, service.vips) == (
+        "web", "api", ("backend",), (A("10.1.0.200"),),
+    )  # fmt: skip
+    assert [(t.slot, t.hostname, t.ready, t.local) for t in service.tasks] == [
+        (1, "api.1", True, True),
+        (2, "api.2", True, False),
+        (3, "api.3", False, False),
+    ]
+    assert plan.dns.nodes == {"h1": A("10.66.0.11"), "h2": A("10.66.0.12"), "h3": A("10.66.0.13")}
+    (listener,) = plan.dns.listeners
+    assert (listener.netns, listener.address, listener.port) == ("/run/netns/mesh-web-id", A("10.1.0.1"), 53)
+
+
+def test_a_network_without_a_subnet_yet_is_left_out() -> None:
+    assert compiled(Network(id="new", spec=NetworkSpec(name="new"))).overlay.networks == (web(compiled()),)
+
+
+def test_the_plan_does_not_depend_on_the_order_in_which_records_arrived() -> None:
+    records: list[Record] = [endpoint(1, "n1"), endpoint(2, "n2"), DB, own_task(1, "web-id")]
+    assert compiled(*records, tasks=running(1)) == compiled(*reversed(records), tasks=running(1))
+
+
+def test_an_endpoint_of_a_node_that_is_not_known_is_not_routed() -> None:
+    assert web(compiled(endpoint(4, "n4"))).remote == ()
