@@ -28,27 +28,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import msgspec
-
 from control.store.errors import StoreError
-
-
-class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One object as the backend keeps it."""
-
-    kind: str
-    id: str
-    version: int  # of the commit that wrote it
-    blob: bytes
-
-
-class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One write. `expected` is the row's version before it; 0: there is none."""
-
-    kind: str
-    id: str
-    expected: int
-    blob: bytes | None  # None: delete
+from control.store.record import Row, RowChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,10 @@ from control.store.backend import (
     Proposal,
     Replaced,
     Role,
-    Row,
-    RowChange,
     Status,
 )
 from control.store.errors import BackendFailed, NotLeader, OutcomeUnknown, Refused, StoreClosed, StoreError
+from control.store.record import Row, RowChange
 from control.store.rows import row_of
 
 Outcome = Literal["done", "refused", "unknown, done", "unknown, not done", "failed"]

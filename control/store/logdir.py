@@ -20,9 +20,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from control.store.backend import Proposal, Row
+from control.store.backend import Proposal
 from control.store.disk import Disk
 from control.store.errors import BackendFailed, Damaged, Refused, WrongCluster
+from control.store.record import Row
 from control.store.sortedmap import SortedMap
 from control.store.wal import (
     FORMAT,

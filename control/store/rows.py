@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from control.model import KIND_OF, KINDS, Object
-from control.store.backend import Row, RowChange
 from control.store.errors import BackendFailed, Unreadable
+from control.store.record import Row, RowChange
 from control.store.txn import Change, Delete, Put, name_of
 
 # Limits of one commit, SwarmKit's numbers: one log entry must stay small enough to be sent, synced and applied well

@@ -31,10 +31,10 @@ from control.store.backend import (
     Member,
     Proposal,
     Replaced,
-    RowChange,
     Status,
 )
 from control.store.errors import BackendFailed, NotLeader, StoreClosed, StoreError, TooLarge
+from control.store.record import RowChange
 from control.store.rows import MAX_BYTES, MAX_CHANGES, change_of, decode, split
 from control.store.tables import Event, Snapshot, event
 from control.store.txn import Change, name_of, prepare

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from control.store.backend import Row, RowChange
+from control.store.record import Row, RowChange
 
 FORMAT = 1
 MAGIC = b"mwl1"

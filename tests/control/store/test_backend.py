@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from control.store.backend import Backend, Committed, Guard, Leading, Proposal, Row, RowChange
+from control.store.backend import Backend, Committed, Guard, Leading, Proposal
 from control.store.errors import NotLeader, Refused, StoreClosed
 from control.store.fake import FakeBackend
 from control.store.logfile import LogFile
+from control.store.record import Row, RowChange
 
 Reopen = Callable[[Backend], Backend]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from control.store.backend import Guard, Leading, Proposal, Row, RowChange
+from control.store.backend import Guard, Leading, Proposal
 from control.store.errors import BackendFailed, Damaged
 from control.store.logfile import LogFile
+from control.store.record import Row, RowChange
 
 
 class PowerFailure(Exception):

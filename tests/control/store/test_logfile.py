@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from control.store.backend import Failed, Guard, Leading, Proposal, RowChange
+from control.store.backend import Failed, Guard, Leading, Proposal
 from control.store.disk import RealDisk
 from control.store.errors import BackendFailed, Damaged, Refused, StateInUse, WrongCluster
 from control.store.logfile import LogFile, cluster_of
+from control.store.record import RowChange
 
 
 class FaultyDisk(RealDisk):

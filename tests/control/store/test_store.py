@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from control.lifecycle import Writer
 from control.model import Meta, Network, NetworkSpec, Node, Task
 from control.store import rows, store
-from control.store.backend import Failed, Following, Leading, RowChange
+from control.store.backend import Failed, Following, Leading
 from control.store.errors import (
     BackendFailed,
     NameConflict,
@@ -25,6 +25,7 @@ from control.store.errors import (
 )
 from control.store.fake import FakeBackend
 from control.store.logfile import LogFile
+from control.store.record import RowChange
 from control.store.store import Commit, Resync, Store
 from control.store.tables import Snapshot, index_keys
 from control.store.txn import Delete, Put

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.store.backend import Row, RowChange
+from control.store.record import Row, RowChange
 from control.store.wal import (
     HEADER_BYTES,
     SECTOR_BYTES,
