@@ -177,7 +177,7 @@ class LogFile:
         """Give the threads what there is to do, if they have nothing."""
         if self._busy or self._error is not None:
             return
-        if self._owed is not None and not self._snapshotting and self._files.log_bytes > self._retry_at_bytes:
+        if self._owed is not None and self._may_retry():
             self._write_owed(self._owed)
         if self._must_seal():
             self._busy = True
@@ -228,6 +228,9 @@ class LogFile:
     def _must_seal(self) -> bool:
         limit = max(self._log_limit_bytes, self._snapshot_bytes, self._retry_at_bytes)
         return self._files.log_bytes > limit and self._owed is None and self._closing is None
+
+    def _may_retry(self) -> bool:
+        return not self._snapshotting and self._closing is None and self._files.log_bytes > self._retry_at_bytes
 
     def _sealed(self, done: asyncio.Future[bool]) -> None:
         self._busy = False
