@@ -13,10 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
+import msgspec
+
+from control.constraint import ConstraintError, parse_constraint, parse_preference
 from control.model import (
     ClusterSpec,
     ContainerSpec,
     NetworkSpec,
+    NodeDescription,
     NodeSpec,
     Placement,
     PortSpec,
@@ -29,7 +33,6 @@ from control.model import (
     TaskSpec,
     UpdatePolicy,
 )
-from control.constraint import ConstraintError, parse_constraint, parse_preference
 
 # Limits. A spec is copied into each of its tasks and sent to nodes, so it must stay small.
 LABELS_MAX = 128
@@ -50,6 +53,8 @@ CPUS_MAX = 4096.0
 MEMORY_MIN_BYTES = 4 << 20  # below this not even a shell starts
 MEMORY_MAX_BYTES = 1 << 50
 PIDS_MAX = 1 << 22  # kernel's PID_MAX_LIMIT
+HOSTNAME_MAX = 64  # the kernel's limit
+DESCRIPTION_MAX_BYTES = 256 << 10  # 10,000 routes
 HEARTBEAT_MIN_S, HEARTBEAT_MAX_S = 0.1, 60.0  # below: only load; above: a dead node is not noticed for minutes
 HISTORY_MAX = 100
 # Subnets: /29 has room for a gateway, a VIP and a few tasks; above /8 nothing would be left for anybody else.
@@ -67,12 +72,17 @@ NOT_FOR_SUBNETS = (
 RESERVED_NAMES = frozenset({"tasks", "node", "mesh"})
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+# With underscores, which no standard allows and many machines have.
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([\w-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([\w-]{0,61}[A-Za-z0-9])?)*", re.ASCII)
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?")
 _IMAGE = re.compile(r"[^\s]{1,512}")
 _LABEL_RULE = (
     "must be 1 to 63 lower case letters, digits and hyphens, and begin and end with a letter or digit (a DNS label)"
 )
+
+
+class DescriptionError(Exception):
+    """What a node says of itself cannot be used. One sentence."""
 
 
 @dataclass(slots=True)
@@ -219,7 +229,7 @@ def _surroundings(mistakes: _Mistakes, workdir: str, user: str, hostname: str) -
         _path(mistakes, "working directory", workdir)
     if user and not _USER.fullmatch(user):
         mistakes.add(f'user must be a name or number, with or without ":group", not "{_short(user)}"')
-    if hostname and (len(hostname) > 64 or not _HOSTNAME.fullmatch(hostname)):  # 64: the kernel's limit
+    if hostname and not is_hostname(hostname):
         mistakes.add(f'hostname must be a host name of at most 64 characters, not "{_short(hostname)}"')
 
 
@@ -366,6 +376,44 @@ def cluster_mistakes(spec: ClusterSpec) -> list[str]:
         ]
         pools.append(pool)
     return mistakes.found
+
+
+# --- what nodes say of themselves ---------------------------------------------------------------------------------
+
+
+def read_description(data: bytes) -> NodeDescription:
+    """What a node says of itself, with only such values as the rest may rely on. Raises DescriptionError.
+
+    Routes come as canonical IPv4 prefixes; others, and the default route, clash with nothing and are left out.
+    """
+    if len(data) > DESCRIPTION_MAX_BYTES:
+        raise DescriptionError(f"the description of the node is longer than {DESCRIPTION_MAX_BYTES} bytes")
+    try:
+        said = msgspec.msgpack.decode(data, type=NodeDescription)
+    except msgspec.MsgspecError as error:
+        raise DescriptionError(f"unreadable description of the node: {error}") from error
+    if not is_hostname(said.hostname):
+        raise DescriptionError(f'the name of the node must be a host name, not "{_short(said.hostname)}"')
+    return msgspec.structs.replace(
+        said,
+        cpus=said.cpus if 0 <= said.cpus <= CPUS_MAX else 0.0,
+        memory_bytes=said.memory_bytes if 0 <= said.memory_bytes <= MEMORY_MAX_BYTES else 0,
+        routes=tuple(sorted({str(route) for text in said.routes if (route := prefix(text)) is not None})),
+    )
+
+
+def prefix(text: str) -> IPv4Network | None:
+    """A prefix that another can overlap; None for none, for one that is not IPv4, and for the default route."""
+    try:
+        network = IPv4Network(text, strict=False) if text else None
+    except ValueError:
+        return None
+    return network if network is not None and network.prefixlen else None
+
+
+def is_hostname(name: str) -> bool:
+    """Whether `name` can be a machine's: labels of letters, digits and hyphens, with dots between."""
+    return len(name) <= HOSTNAME_MAX and _HOSTNAME.fullmatch(name) is not None
 
 
 # --- in common ----------------------------------------------------------------------------------------------------

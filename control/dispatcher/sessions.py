@@ -42,6 +42,7 @@ from control.dispatcher.feed import Encoder, Feed
 from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
 from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
 from control.rpc import control_pb2 as pb
+from control.spec import DescriptionError, read_description
 from control.store.tables import Event as StoreEvent
 from control.store.tables import Snapshot
 from control.token import same, secret_digest
@@ -62,7 +63,6 @@ UNREAD_MAX = 256
 UNNAMED_MAX, HELLO_TIMEOUT_S = 1000, 10.0
 # `deadline` is never further off; a longer silence means that this process stood still, and says nothing of the nodes.
 TICK_S, STALL_S = 1.0, 1.0
-DESCRIPTION_MAX_BYTES = 256 << 10  # 10,000 routes
 SENTENCE_MAX = 1000  # characters of a task's message; more is cut
 
 
@@ -505,12 +505,10 @@ def _ack(number: int) -> pb.ManagerMessage:
 
 
 def _description(data: bytes) -> NodeDescription | None:
-    """What a node says of itself; None if that cannot be read."""
-    if len(data) > DESCRIPTION_MAX_BYTES:
-        return None
+    """What a node says of itself; None if that cannot be used."""
     try:
-        return msgspec.msgpack.decode(data, type=NodeDescription)
-    except msgspec.MsgspecError:
+        return read_description(data)
+    except DescriptionError:
         return None
 
 

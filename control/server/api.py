@@ -57,10 +57,15 @@ class ControlService(ControlServicer):
     """See the module. `new_id` makes ids, `random_bytes` gives 16 of them for secrets."""
 
     def __init__(
-        self, store: Store, decisions: Decisions, new_id: Callable[[], str], random_bytes: Callable[[], bytes]
+        self,
+        store: Store,
+        decisions: Decisions,
+        new_id: Callable[[], str],
+        random_bytes: Callable[[], bytes],
+        wall_ms: Callable[[], int],
     ) -> None:
         self._store, self._decisions = store, decisions
-        self._new_id, self._random_bytes = new_id, random_bytes
+        self._new_id, self._random_bytes, self._wall_ms = new_id, random_bytes, wall_ms
         self._watches = 0
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -148,7 +153,10 @@ class ControlService(ControlServicer):
 
     async def RollbackService(self, request: pb.GetRequest, context: Context) -> pb.Object:
         async with answering(context):
-            return await self._update(lambda view: find(view, Service, request.reference), services.rollback_service)
+            return await self._update(
+                lambda view: find(view, Service, request.reference),
+                lambda view, service: services.rollback_service(view, service, self._wall_ms()),
+            )
 
     # --- nodes and the cluster --------------------------------------------------------------------------------------
 

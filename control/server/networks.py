@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from control.lifecycle import is_terminal
 from control.model import Network, NetworkSpec, Node
 from control.server.refusal import Refusal, mistaken
-from control.spec import network_mistakes
+from control.spec import network_mistakes, prefix
 from control.store.tables import Snapshot
 from control.store.txn import Change, Delete, Put
 
@@ -67,12 +67,3 @@ def route_clashes(snapshot: Snapshot, routes: tuple[str, ...]) -> list[tuple[IPv
         if route is not None:
             found += [(route, network) for subnet, network in networks if subnet.overlaps(route)]
     return found
-
-
-def prefix(text: str) -> IPv4Network | None:
-    """A prefix that can clash; None for none, for one that is not IPv4, and for the default route."""
-    try:
-        network = IPv4Network(text, strict=False) if text else None
-    except ValueError:
-        return None
-    return network if network is not None and network.prefixlen else None

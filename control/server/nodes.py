@@ -10,14 +10,12 @@ import msgspec
 from control.model import Availability, Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus, Role
 from control.server.networks import route_clashes
 from control.server.refusal import Refusal, mistaken
-from control.spec import cluster_mistakes, node_mistakes
+from control.spec import DescriptionError, cluster_mistakes, node_mistakes, read_description
 from control.store.tables import Snapshot
 from control.store.txn import Change, Delete, Put
 from control.token import TokenError, digest_of, make_token, parse_token, same, secret_digest
 
 NODE_NUMBER_MAX = 32767  # what the data plane's addresses have room for (overlay.names)
-HOSTNAME_MAX = 253
-DESCRIPTION_MAX_BYTES = 256 << 10  # as the dispatcher takes it
 _REMEDY = 'print one of this cluster with "mesh join-token worker" on a manager'
 _AVAILABILITIES: dict[str, Availability] = {"": "active", "active": "active", "pause": "pause", "drain": "drain"}
 
@@ -100,14 +98,9 @@ def _role(cluster: Cluster, text: str) -> Role:
 
 def _description(data: bytes) -> NodeDescription:
     try:
-        description = msgspec.msgpack.decode(data, type=NodeDescription)
-    except msgspec.MsgspecError as error:
-        raise Refusal("INVALID_ARGUMENT", f"unreadable description of the node: {error}") from error
-    if len(data) > DESCRIPTION_MAX_BYTES:
-        raise Refusal("INVALID_ARGUMENT", f"the description of the node is longer than {DESCRIPTION_MAX_BYTES} bytes")
-    if not description.hostname or len(description.hostname) > HOSTNAME_MAX:
-        raise Refusal("INVALID_ARGUMENT", f"the node needs a name of 1 to {HOSTNAME_MAX} characters")
-    return description
+        return read_description(data)
+    except DescriptionError as error:
+        raise Refusal("INVALID_ARGUMENT", str(error)) from error
 
 
 def _data_address(text: str) -> str:

@@ -73,7 +73,7 @@ def update_service(snapshot: Snapshot, service: Service, spec: ServiceSpec) -> l
     return [Put(updated)] if updated != service else []
 
 
-def rollback_service(snapshot: Snapshot, service: Service) -> list[Change]:
+def rollback_service(snapshot: Snapshot, service: Service, now_ms: int) -> list[Change]:
     """Back to what the tasks ran before the last update; doing it twice brings the update again.
 
     The number of replicas stays: scaling is not what is being taken back.
@@ -94,7 +94,7 @@ def rollback_service(snapshot: Snapshot, service: Service) -> list[Change]:
         spec_version=service.previous_spec_version,
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,
-        update_status=UpdateStatus(state="rollback_started", message="rolled back by the user"),
+        update_status=UpdateStatus(state="rollback_started", message="rolled back by the user", started_ms=now_ms),
     )
     return [Put(rolled_back)]
 

@@ -16,6 +16,7 @@ from control.model import (
     GlobalMode,
     NetworkAttachment,
     NetworkSpec,
+    NodeDescription,
     NodeSpec,
     Placement,
     PortSpec,
@@ -29,7 +30,15 @@ from control.model import (
     TaskSpec,
     UpdatePolicy,
 )
-from control.spec import cluster_mistakes, is_label, network_mistakes, node_mistakes, service_mistakes
+from control.spec import (
+    DescriptionError,
+    cluster_mistakes,
+    is_label,
+    network_mistakes,
+    node_mistakes,
+    read_description,
+    service_mistakes,
+)
 
 PROCESS = ProcessSpec(command=("/bin/server", "--port", "80"))
 SPREAD = "spread=node.labels.zone"
@@ -293,6 +302,33 @@ def test_each_mistake_of_the_cluster(spec: ClusterSpec, sentence: str) -> None:
 
 def test_mistakes_of_a_node_name_it() -> None:
     assert node_mistakes(NodeSpec(labels={" ": "x"}), "h1") == ['node "h1": " " cannot be the key of a label']
+
+
+def test_what_a_node_says_is_made_fit() -> None:
+    said = NodeDescription(
+        hostname="h1.example.org",
+        cpus=float("nan"),
+        memory_bytes=-5,
+        routes=("10.1.2.3/16", "default", "0.0.0.0/0", "::/0", "junk", "10.1.0.0/16", "192.168.0.0/24"),
+    )
+    assert read_description(msgspec.msgpack.encode(said)) == NodeDescription(
+        hostname="h1.example.org", routes=("10.1.0.0/16", "192.168.0.0/24")
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"hostname": 7}),
+        *(msgspec.msgpack.encode(NodeDescription(hostname=h)) for h in ("", "a b", "-a", "a..b", "a\n", "x" * 65)),
+        msgspec.msgpack.encode(NodeDescription(hostname="h1", routes=("10.0.0.0/24",) * 30_000)),
+    ],
+)
+def test_what_a_node_says_cannot_always_be_used(data: bytes) -> None:
+    with pytest.raises(DescriptionError):
+        read_description(data)
 
 
 anything = st.one_of(st.text(max_size=80), st.sampled_from(["10.0.0.0/8", "node.role==x", "web", "\ud800"[:0]]))

@@ -15,6 +15,7 @@ from control.dispatcher.events import Resynced
 from control.lifecycle import TaskState
 from control.model import Node, NodeDescription, Service, Task, TaskStatus
 from control.rpc import control_pb2 as pb
+from control.spec import DESCRIPTION_MAX_BYTES
 from control.store.tables import Snapshot
 
 S = TaskState
@@ -77,8 +78,9 @@ def test_hello_makes_the_node_ready_with_what_it_says_of_itself(world: Any) -> N
         ({"node_id": "nobody"}, "UNAUTHENTICATED", "bad_secret"),
         ({"description": b"\xc1junk"}, "INVALID_ARGUMENT", "undecodable"),
         ({"description": b"\xa1x"}, "INVALID_ARGUMENT", "undecodable"),
+        ({"description": msgspec.msgpack.encode(NodeDescription(hostname="h1\n"))}, "INVALID_ARGUMENT", "undecodable"),
         ({"data_address": "not an address"}, "INVALID_ARGUMENT", "undecodable"),
-        ({"description": b"\x00" * (sessions.DESCRIPTION_MAX_BYTES + 1)}, "INVALID_ARGUMENT", "undecodable"),
+        ({"description": b"\x00" * (DESCRIPTION_MAX_BYTES + 1)}, "INVALID_ARGUMENT", "undecodable"),
     ],
 )
 def test_a_bad_hello_is_refused(world: Any, changes: dict[str, Any], code: str, counter: str) -> None:

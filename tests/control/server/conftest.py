@@ -134,7 +134,7 @@ async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncI
 
     dispatcher = DispatcherService(store, lambda: 1_000, random.Random(1))
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    add_ControlServicer_to_server(ControlService(store, decisions, new_id, lambda: b"r" * 16), server)
+    add_ControlServicer_to_server(ControlService(store, decisions, new_id, lambda: b"r" * 16, lambda: 1_000), server)
     add_MembershipServicer_to_server(MembershipService(store, decisions, new_id), server)
     add_DispatcherServicer_to_server(dispatcher, server)
     port = server.add_insecure_port("127.0.0.1:0")

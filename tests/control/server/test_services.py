@@ -234,7 +234,7 @@ async def test_rolling_back_twice_brings_the_update_again(manager: Any, kit: Any
     assert value_of(back) == ""
     assert (back.spec_version, back.previous_spec_version) == (1, 2), "tasks of the old version are up to date again"
     assert back.spec.mode.replicated == ReplicatedMode(replicas=5), "scaling is not taken back"
-    assert back.update_status.state == "rollback_started"
+    assert (back.update_status.state, back.update_status.started_ms) == ("rollback_started", 1_000)
     again = await rollback(manager, "api")
     assert value_of(again) == "new"
     assert (again.spec_version, again.previous_spec_version) == (2, 1)

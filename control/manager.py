@@ -1,0 +1,241 @@
+"""A manager: store, decisions, dispatcher and API, put together behind one gRPC server.
+
+`Manager.bootstrap` makes the state of a new cluster on disk; `Manager.open` opens it and takes the port; `run` serves
+until it is cancelled or fails; `close` lets go of everything. Tasks: gRPC's server, one that waits for the store's end,
+and, while this manager leads, one TaskGroup with the leader's loop and the dispatcher's. A failing store ends `run`
+with its error: the process must end then, and systemd starts it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import grpc
+
+from control.allocator import allocator
+from control.ids import IdSource
+from control.leader import Core, Leader
+from control.lifecycle import Writer
+from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus
+from control.orchestrator import orchestrator
+from control.rpc.control_pb2_grpc import (
+    add_ControlServicer_to_server,
+    add_DispatcherServicer_to_server,
+    add_MembershipServicer_to_server,
+)
+from control.scheduler import scheduler
+from control.server.api import ControlService
+from control.server.dispatcher import DispatcherService
+from control.server.membership import MembershipService
+from control.server.nodes import availability_of
+from control.server.options import CALLS_MAX, SERVER_OPTIONS
+from control.server.refusal import Refusal
+from control.spec import cluster_mistakes, is_hostname
+from control.store.errors import NotLeader, StoreClosed, StoreError
+from control.store.logfile import LogFile
+from control.store.store import Store
+from control.store.txn import Put
+from control.token import RANDOM_BYTES, make_token, secret_digest
+
+log = logging.getLogger(__name__)
+
+# Calls under way have this long to end; sessions of nodes never do, and are cut.
+SERVER_GRACE_S = 0.5
+FIRST_NODE_NUMBER = 1
+
+
+class ManagerError(Exception):
+    """A manager cannot be made or opened here. One sentence (mistakes of a spec: one a line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrapped:
+    """A new cluster, and its first node. `secret` is told only here."""
+
+    cluster_id: str
+    node_id: str
+    node_number: int
+    secret: str
+    worker_token: str
+    manager_token: str
+
+
+class Manager:
+    """See the module. Made by `open`."""
+
+    def __init__(self, store: Store, server: grpc.aio.Server, wall_ms: Callable[[], int]) -> None:
+        self.store = store
+        decisions = asyncio.Lock()
+        new_id = IdSource(random.SystemRandom())
+        self.control = ControlService(store, decisions, new_id, _random_bytes, wall_ms)
+        self.membership = MembershipService(store, decisions, new_id)
+        self.dispatcher = DispatcherService(store, wall_ms, random.Random())
+        self.leader = Leader(store, decisions, _cores(new_id), wall_ms)
+        self.port = 0  # where the server listens
+        self._server = server
+
+    @classmethod
+    async def open(cls, directory: Path, *, cluster_id: str, listen: str, wall_ms: Callable[[], int]) -> Manager:
+        """Open the state in `directory` and bind `listen` (host:port, or unix:path; port 0 for any).
+
+        Raises ManagerError.
+        """
+        store = Store(LogFile(directory, cluster_id), wall_ms)
+        try:
+            await store.open()
+        except StoreError as error:
+            await store.close()
+            raise ManagerError(str(error)) from error
+        if not store.view().all(Cluster):
+            await store.close()
+            raise ManagerError(f"{directory} holds no cluster: it was not made by mesh init, or only half")
+        server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+        manager = cls(store, server, wall_ms)
+        manager.add_services(server)
+        add_MembershipServicer_to_server(manager.membership, server)
+        add_DispatcherServicer_to_server(manager.dispatcher, server)
+        try:
+            manager.port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            await store.close()
+            raise ManagerError(
+                f"cannot listen on {listen}: another program uses it, or it is no address here"
+            ) from error
+        return manager
+
+    @staticmethod
+    async def bootstrap(
+        directory: Path,
+        *,
+        spec: ClusterSpec,
+        description: NodeDescription,
+        availability: str,
+        data_address: str,
+        address: str,
+        wall_ms: Callable[[], int],
+    ) -> Bootstrapped:
+        """Make the state of a new cluster in `directory`, which must not exist, with this node as its manager.
+
+        `address` is host:port of its API, as others reach it. All of it or nothing: the directory appears complete.
+        Raises ManagerError.
+        """
+        if mistakes := cluster_mistakes(spec):
+            raise ManagerError("\n".join(mistakes))
+        if not is_hostname(description.hostname):
+            raise ManagerError(f'the name of this machine must be a host name, not "{description.hostname[:80]}"')
+        try:
+            node_spec = NodeSpec(role="manager", availability=availability_of(availability))
+        except Refusal as refusal:
+            raise ManagerError(str(refusal)) from refusal
+        if directory.exists():
+            raise ManagerError(f"{directory} exists: it holds the state of a cluster already")
+        new_id = IdSource(random.SystemRandom())
+        cluster_id, secret = new_id(), new_id()
+        node = Node(
+            id=new_id(),
+            spec=node_spec,
+            number=FIRST_NODE_NUMBER,
+            description=description,
+            status=NodeStatus(message="has made the cluster", data_address=data_address),
+            secret_digest=secret_digest(secret),
+            control_address=address,
+        )
+        cluster = Cluster(
+            id=cluster_id,
+            spec=spec,
+            worker_token=make_token(cluster_id, _random_bytes()),
+            manager_token=make_token(cluster_id, _random_bytes()),
+            next_node_number=FIRST_NODE_NUMBER + 1,
+        )
+        unfinished = directory.with_name(directory.name + ".new")
+        try:
+            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
+            await _write(unfinished, cluster, node, wall_ms)
+            await asyncio.to_thread(_publish, unfinished, directory)
+        except (OSError, StoreError) as error:
+            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
+            raise ManagerError(f"cannot make the state of the cluster in {directory}: {error}") from error
+        return Bootstrapped(cluster_id, node.id, node.number, secret, cluster.worker_token, cluster.manager_token)
+
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """Serve the API on another server, too (the daemon's local socket): Control, with the same object."""
+        add_ControlServicer_to_server(self.control, server)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Returns when the store is closed; raises what it failed with."""
+        await self._server.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._store_end())
+                while True:
+                    await self._lead()
+        except* StoreClosed:
+            log.info("the manager has stopped")
+        finally:
+            await self._server.stop(SERVER_GRACE_S)
+
+    async def close(self) -> None:
+        """Let go of the port and of the files. Idempotent."""
+        await self._server.stop(0)
+        await self.store.close()
+
+    async def _store_end(self) -> None:
+        await self.store.closed()
+        raise StoreClosed("the store is closed: this manager is stopping")
+
+    async def _lead(self) -> None:
+        """One term of leadership, from its beginning to its end."""
+        term = await self.store.leading()
+        log.info("leading the cluster", extra={"term": term})
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.leader.run(term))
+                group.create_task(self.dispatcher.run(term))
+                group.create_task(self._until_deposed(term))
+        except* NotLeader:
+            log.info("not leading the cluster any more", extra={"term": term})
+
+    async def _until_deposed(self, term: int) -> None:
+        await self.store.deposed(term)
+        raise NotLeader(f"the leadership of term {term} is over")
+
+
+def _cores(new_id: Callable[[], str]) -> tuple[Core, ...]:
+    """The decision cores, in the order in which a task passes through them."""
+    return (
+        Core("orchestrator", partial(orchestrator.decide, new_id=new_id)),
+        Core("allocator", allocator.decide),
+        Core("scheduler", scheduler.decide),
+    )
+
+
+def _random_bytes() -> bytes:
+    return secrets.token_bytes(RANDOM_BYTES)
+
+
+async def _write(directory: Path, cluster: Cluster, node: Node, wall_ms: Callable[[], int]) -> None:
+    store = Store(LogFile(directory, cluster.id, node.id), wall_ms)
+    try:
+        await store.open()
+        await store.commit([Put(cluster), Put(node)], Writer.ORCHESTRATOR, term=await store.leading())
+    finally:
+        await store.close()
+
+
+def _publish(unfinished: Path, directory: Path) -> None:
+    """Give the directory its name, durably."""
+    os.rename(unfinished, directory)
+    parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
