@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
-from mesh.vip import ingress, maps, nft, stale
+from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
 from mesh.vip.namespace import Namespace, visit
-from mesh.vip.nft import VipError
+from mesh.vip.nft import Nft, VipError, find
 from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
 from mesh.vip.rules import Edit, Elements, Held, Key, Table
 from mesh.vip.tables import Tables
@@ -29,14 +29,13 @@ _FAILURES = (OSError, VipError)
 class Kernel:
     """The balancers of one host. Holds nothing open between calls: a deleted namespace is gone at once."""
 
-    def __init__(self, host_netns: str | None = None) -> None:
+    def __init__(self, host_netns: str | None = None, nft: Nft | None = None) -> None:
         """`host_netns` is the path of the host's namespace; None: the one this process is in.
 
-        Raises VipError when nftables is not installed.
+        `nft` runs the transactions; None: what the machine has. Raises VipError when nftables is not installed.
         """
         self._host = host_netns
-        self._nft = nft.find()
-        self._tables = Tables(self._nft)
+        self._tables = Tables(nft if nft is not None else find())
         self.balancer: Balancer = Nftables(self._tables)
         self._routers: set[str] = set()
         self._ports: Elements | None = None  # as last applied; None: not yet
@@ -82,10 +81,10 @@ class Kernel:
     # --- routers ----------------------------------------------------------------------------------------------------
 
     def _router(self, router: RouterPlan) -> Counter[str]:
-        self._routers.add(router.netns)
         return visit(router.netns, lambda namespace: self._in_router(namespace, router))
 
     def _in_router(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
+        self._routers.add(router.netns)
         vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
         wanted = ingress.routing(router, vxlan, uplink)
         held = namespace.routing()
