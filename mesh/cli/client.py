@@ -1,0 +1,242 @@
+"""The daemon's local socket, called synchronously: model values in and out, failures as one sentence.
+
+The only module here that imports gRPC, so it is imported when a command makes its first call (`Session.client`).
+Every call ends in bounded time; only a watch lasts as long as its caller wants.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own words on standard error are not for users
+
+import grpc
+import msgspec
+
+from control.model import (
+    KIND_OF,
+    KINDS,
+    Cluster,
+    ClusterSpec,
+    Kind,
+    Network,
+    NetworkSpec,
+    Node,
+    NodeSpec,
+    Object,
+    Service,
+    ServiceSpec,
+    Task,
+)
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import ControlStub, LocalStub
+from mesh.cli.errors import OF_STATUS, ExitCode, Failure
+
+# A manager answers within 20 s or says why not (control.server.api); the daemon in between needs a moment too.
+CALL_TIMEOUT_S = 25.0
+# Joining asks managers one after the other; leaving stops every task of the node within their grace periods.
+JOIN_TIMEOUT_S = 60.0
+LEAVE_TIMEOUT_S = 120.0
+CONNECT_TIMEOUT_S = 3.0
+# What a manager sends at most in one list (control.server.api.LIST_MAX_BYTES), with room for its frames.
+MESSAGE_MAX_BYTES = 64 << 20
+
+Filters = Mapping[str, Sequence[str]]
+Action = Literal["present", "created", "updated", "removed", "live"]
+T = TypeVar("T", Cluster, Node, Network, Service, Task)
+X = TypeVar("X")
+
+_ACTIONS: dict[int, Action] = {
+    pb.Event.PRESENT: "present",
+    pb.Event.CREATED: "created",
+    pb.Event.UPDATED: "updated",
+    pb.Event.REMOVED: "removed",
+    pb.Event.LIVE: "live",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A new object, and what its maker should know besides."""
+
+    id: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One message of a watch; `object` is None for "live"."""
+
+    action: Action
+    object: Object | None
+
+
+class Client:
+    """One connection, made at once. Raises Failure, also when nothing listens."""
+
+    def __init__(self, path: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._path, self._timeout_s = path, timeout_s
+        self._knock()
+        self._channel = grpc.insecure_channel(
+            f"unix:{path}",
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._control, self._local = ControlStub(self._channel), LocalStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection, and all watches."""
+        self._channel.close()
+
+    # --- this machine -----------------------------------------------------------------------------------------------
+
+    def info(self) -> pb.InfoReply:
+        """What the daemon says of itself."""
+        with self._failures():
+            return self._local.Info(pb.InfoRequest(), timeout=self._timeout_s)
+
+    def init(self, request: pb.InitRequest) -> pb.InitReply:
+        """Start a cluster here."""
+        with self._failures():
+            return self._local.Init(request, timeout=JOIN_TIMEOUT_S)
+
+    def join(self, request: pb.LocalJoinRequest) -> str:
+        """Enter a cluster; the node's id."""
+        with self._failures():
+            return self._local.Join(request, timeout=JOIN_TIMEOUT_S).node_id
+
+    def leave(self, *, force: bool) -> None:
+        """Leave the cluster."""
+        with self._failures():
+            self._local.Leave(pb.LeaveRequest(force=force), timeout=LEAVE_TIMEOUT_S)
+
+    def task_process(self, reference: str) -> tuple[str, int]:
+        """Id and process id of a task on this machine."""
+        with self._failures():
+            reply = self._local.TaskProcess(pb.TaskProcessRequest(reference=reference), timeout=self._timeout_s)
+            return reply.task_id, reply.pid
+
+    # --- the cluster --------------------------------------------------------------------------------------------------
+
+    def list(self, cls: type[T], filters: Filters | None = None) -> list[T]:
+        """All objects of a class that pass the filters."""
+        request = pb.ListRequest(kind=KIND_OF[cls], filters=_filters(filters))
+        with self._failures():
+            reply = self._control.List(request, timeout=self._timeout_s)
+        return [_decode(wire, cls) for wire in reply.objects]
+
+    def get(self, cls: type[T], reference: str) -> T:
+        """The object with that id, name, or beginning of an id."""
+        with self._failures():
+            wire = self._control.Get(pb.GetRequest(kind=KIND_OF[cls], reference=reference), timeout=self._timeout_s)
+        return _decode(wire, cls)
+
+    def watch(self, kind: Kind, filters: Filters | None = None) -> Iterator[Change]:
+        """What there is, then every change, until `close`."""
+        with self._failures():
+            for event in self._control.Watch(pb.WatchRequest(kind=kind, filters=_filters(filters))):
+                action = _ACTIONS.get(event.action)
+                if action is not None:
+                    yield Change(action, None if action == "live" else _decode(event.object, KINDS[kind]))
+
+    def create_network(self, spec: NetworkSpec) -> Created:
+        """Make a network."""
+        return self._create(self._control.CreateNetwork, spec)
+
+    def create_service(self, spec: ServiceSpec) -> Created:
+        """Make a service; its networks may be given by name."""
+        return self._create(self._control.CreateService, spec)
+
+    def _create(self, call: Callable[..., pb.CreateReply], spec: NetworkSpec | ServiceSpec) -> Created:
+        with self._failures():
+            reply = call(pb.CreateRequest(spec=msgspec.msgpack.encode(spec)), timeout=self._timeout_s)
+        return Created(reply.id, tuple(reply.warnings))
+
+    def update_service(self, reference: str, version: int, spec: ServiceSpec) -> Service:
+        """Another spec for the service that was seen at `version`."""
+        return _decode(self._update(self._control.UpdateService, reference, version, spec), Service)
+
+    def update_node(self, reference: str, version: int, spec: NodeSpec) -> Node:
+        """Another spec for the node that was seen at `version`."""
+        return _decode(self._update(self._control.UpdateNode, reference, version, spec), Node)
+
+    def _update(
+        self, call: Callable[..., pb.Object], reference: str, version: int, spec: ServiceSpec | NodeSpec | ClusterSpec
+    ) -> pb.Object:
+        request = pb.UpdateRequest(reference=reference, version=version, spec=msgspec.msgpack.encode(spec))
+        with self._failures():
+            return call(request, timeout=self._timeout_s)
+
+    def rollback_service(self, reference: str) -> Service:
+        """Back to the version before the last update."""
+        with self._failures():
+            wire = self._control.RollbackService(pb.GetRequest(reference=reference), timeout=self._timeout_s)
+        return _decode(wire, Service)
+
+    def remove(self, kind: Kind, reference: str, *, force: bool = False) -> str:
+        """Remove a network, service or node; its id."""
+        request = pb.RemoveRequest(kind=kind, reference=reference, force=force)
+        with self._failures():
+            return self._control.Remove(request, timeout=self._timeout_s).id
+
+    def rotate_token(self, role: str) -> str:
+        """A new join token; the old one is worth nothing any more."""
+        with self._failures():
+            return self._control.RotateToken(pb.RotateTokenRequest(role=role), timeout=self._timeout_s).token
+
+    # --- failures -----------------------------------------------------------------------------------------------------
+
+    def _knock(self) -> None:
+        """See whether anything listens, since gRPC would take its time to find out. Raises Failure."""
+        try:
+            with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+                probe.settimeout(CONNECT_TIMEOUT_S)
+                probe.connect(self._path)
+        except PermissionError as error:
+            raise Failure(f"not allowed to use {self._path}: only root is", ExitCode.REFUSED) from error
+        except OSError as error:
+            raise Failure(f"cannot reach meshd at {self._path}: is it running?", ExitCode.UNAVAILABLE) from error
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What gRPC raises, as a Failure."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            if not isinstance(error, grpc.Call):  # by contract always one
+                raise
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._knock()
+            raise _failure(error) from error
+        except msgspec.MsgspecError as error:
+            raise Failure(f"meshd at {self._path} speaks another version: {error}") from error
+
+
+def _failure(error: grpc.Call) -> Failure:
+    name = error.code().name
+    match name:
+        case "DEADLINE_EXCEEDED":
+            sentence = "meshd did not answer in time; the change may still come to pass: look before trying again"
+        case "UNIMPLEMENTED":
+            sentence = f"this meshd cannot do that: {error.details() or 'it is of another version'}"
+        case "CANCELLED":
+            sentence = "meshd ended the call"
+        case _:
+            sentence = error.details() or f"meshd answered {name} without a reason"
+    return Failure(sentence, OF_STATUS.get(name, ExitCode.FAILED))
+
+
+def _filters(filters: Filters | None) -> dict[str, pb.StringList]:
+    return {key: pb.StringList(values=values) for key, values in (filters or {}).items()}
+
+
+def _decode(wire: pb.Object, cls: type[X]) -> X:
+    return msgspec.msgpack.decode(wire.value, type=cls)

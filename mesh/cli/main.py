@@ -1,0 +1,90 @@
+"""`mesh`: the root command, and how each run of it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+import mesh
+from mesh.cli.errors import ExitCode, Failure
+from mesh.cli.lazy import Entry, LazyGroup
+from mesh.cli.session import DEFAULT_SOCKET, Session, styled
+from mesh.cli.text import TextError
+
+CLUSTER, OBJECTS, TOOLS = "Cluster", "Objects", "Tools"
+
+ENTRIES = {
+    "init": Entry("mesh.cli.cluster:init", "Start a cluster with this machine as its first manager", CLUSTER),
+    "join": Entry("mesh.cli.cluster:join", "Make this machine a node of a cluster", CLUSTER),
+    "leave": Entry("mesh.cli.cluster:leave", "Take this machine out of its cluster", CLUSTER),
+    "status": Entry("mesh.cli.cluster:status", "How this machine and its cluster are", CLUSTER),
+    "token": Entry("mesh.cli.token:token", "Join tokens", CLUSTER),
+    "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
+    "node": Entry("mesh.cli.node:node", "Machines of the cluster", OBJECTS),
+    "network": Entry("mesh.cli.network:network", "Networks that reach over all nodes", OBJECTS),
+    "service": Entry("mesh.cli.service:service", "Services: what should run, and under which name", OBJECTS),
+    "task": Entry("mesh.cli.task:task", "Tasks: the running instances of services", OBJECTS),
+    "events": Entry("mesh.cli.events:events", "Follow what changes in the cluster", TOOLS),
+    "dns": Entry("mesh.cli.dns:dns", "The name server", TOOLS),
+    "lab": Entry("mesh.cli.lab:lab", "Several machines on this one, for trying things out", TOOLS),
+    "completion": Entry("mesh.cli.completion:completion", "Completion for bash, zsh or fish", TOOLS),
+}
+
+
+@click.command(
+    cls=LazyGroup,
+    entries=ENTRIES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog='"mesh COMMAND --help" shows examples. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, '
+    "5 unavailable (try again), 6 refused, 7 degraded, 124 waited too long, 130 interrupted.",
+)
+@click.option(
+    "--socket",
+    metavar="PATH",
+    envvar="MESH_SOCKET",
+    default=DEFAULT_SOCKET,
+    help=f"Where meshd listens. [MESH_SOCKET; {DEFAULT_SOCKET}]",
+)
+@click.version_option(mesh.__version__, prog_name="mesh", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, socket: str) -> None:
+    """A service network for a handful to a few thousand Linux machines."""
+    if ctx.obj is None:
+        ctx.obj = Session()
+    assert isinstance(ctx.obj, Session)
+    ctx.obj.socket = socket
+    ctx.call_on_close(ctx.obj.close)
+
+
+def run(arguments: Sequence[str], session: Session | None = None) -> int:
+    """Run one command line; the exit code. Tests pass a session with their own clocks."""
+    try:
+        result = cli.main(args=list(arguments), prog_name="mesh", standalone_mode=False, obj=session)
+    except Failure as failure:
+        return _fail(str(failure), failure.code)
+    except TextError as error:
+        return _fail(str(error), ExitCode.USAGE)
+    except click.UsageError as error:
+        hint = f'\nsee "{error.ctx.command_path} --help"' if error.ctx is not None else ""
+        return _fail(error.format_message().rstrip(".") + hint, ExitCode.USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), ExitCode.FAILED)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _fail(sentences: str, code: ExitCode) -> int:
+    click.echo(f"{styled('error:', 'red')} {sentences}", err=True)
+    return code
+
+
+def main() -> None:
+    """Entry point of the `mesh` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

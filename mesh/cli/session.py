@@ -1,0 +1,55 @@
+"""What every command is given: the daemon (connected at the first call), the clocks, the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mesh.cli.client import Client
+
+DEFAULT_SOCKET = "/run/meshd/meshd.sock"
+
+
+@dataclass
+class Session:
+    """One run of `mesh`."""
+
+    socket: str = DEFAULT_SOCKET
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    monotonic_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _client: Client | None = field(default=None, init=False)
+
+    def client(self) -> Client:
+        """The connection to the daemon. Raises Failure."""
+        from mesh.cli.client import Client  # noqa: PLC0415 - gRPC takes 100 ms to import; help must not wait for it
+
+        if self._client is None:
+            self._client = Client(self.socket)
+        return self._client
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something on standard error that is no failure."""
+        click.echo(styled("warning:", "yellow") + " " + sentence, err=True)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def styled(text: str, colour: str) -> str:
+    """`text` in colour, if standard error is a terminal and the user has nothing against it (no-color.org)."""
+    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, fg=colour) if wanted else text

@@ -1,0 +1,1 @@
+"""Objects of the cluster as people and scripts see them: rows, whole records, progress. Pure."""
