@@ -51,6 +51,11 @@ def save(state_dir: Path, identity: Identity) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)  # or the name may be lost with the power
+    finally:
+        os.close(directory)
 
 
 def forget(state_dir: Path) -> None:

@@ -87,45 +87,57 @@ class LocalService(LocalServicer):
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
 
 
-_UNARY = (
-    "List",
-    "Get",
-    "CreateNetwork",
-    "CreateService",
-    "UpdateService",
-    "RollbackService",
-    "UpdateNode",
-    "UpdateCluster",
-    "Remove",
-    "RotateToken",
-)
-
-
 class ControlGate(ControlServicer):
     """`Control` on the local socket of any node."""
 
     def __init__(self, node: NodeControl) -> None:
         self._node = node
-        for name in _UNARY:
-            setattr(self, name, self._forward(name))
 
-    def _forward(self, name: str) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            own = self._node.own_control()
-            if own is not None:
-                return await getattr(own, name)(request, context)
-            async with grpc.aio.insecure_channel(await self._manager(context)) as channel:
-                try:
-                    return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
-                except grpc.aio.AioRpcError as error:
-                    await context.abort(error.code(), _explain(error))
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListReply:
+        return cast("pb.ListReply", await self._pass("List", request, context))
 
-        return call
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.Object:
+        return cast("pb.Object", await self._pass("Get", request, context))
+
+    async def CreateNetwork(self, request: pb.CreateRequest, context: Context) -> pb.CreateReply:
+        return cast("pb.CreateReply", await self._pass("CreateNetwork", request, context))
+
+    async def CreateService(self, request: pb.CreateRequest, context: Context) -> pb.CreateReply:
+        return cast("pb.CreateReply", await self._pass("CreateService", request, context))
+
+    async def UpdateService(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        return cast("pb.Object", await self._pass("UpdateService", request, context))
+
+    async def RollbackService(self, request: pb.GetRequest, context: Context) -> pb.Object:
+        return cast("pb.Object", await self._pass("RollbackService", request, context))
+
+    async def UpdateNode(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        return cast("pb.Object", await self._pass("UpdateNode", request, context))
+
+    async def UpdateCluster(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
+        return cast("pb.Object", await self._pass("UpdateCluster", request, context))
+
+    async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        return cast("pb.RemoveReply", await self._pass("Remove", request, context))
+
+    async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenReply:
+        return cast("pb.RotateTokenReply", await self._pass("RotateToken", request, context))
+
+    async def _pass(self, name: str, request: Any, context: Context) -> Any:
+        """One call without a stream, handed on as it is."""
+        own = self._node.own_control()
+        if own is not None:
+            return await getattr(own, name)(request, context)
+        async with grpc.aio.insecure_channel(await self._manager(context)) as channel:
+            try:
+                return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), _explain(error))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         own = self._node.own_control()
         if own is not None:
-            async for event in cast("AsyncIterator[pb.Event]", own.Watch(request, context)):
+            async for event in cast("AsyncIterator[pb.Event]", own.Watch(request, cast(Any, context))):
                 yield event
             return
         async with grpc.aio.insecure_channel(await self._manager(context)) as channel:

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from control.manager import ManagerError
+from control.model import NodeDescription
 from dns.service import NameServer
 from mesh.agent.agent import Doors
 from mesh.config import Config, ConfigError, load_config
@@ -34,6 +36,9 @@ log = logging.getLogger("meshd")
 # A turn of the event loop longer than this is logged: a slow loop makes a node look dead.
 SLOW_TURN_S = 0.1
 _LAG_PERIOD_S = 0.5
+# How long a thread may hold the interpreter when another wants it. With Python's 5 ms a busy loop makes the log's
+# writer thread wait ten times as long as the disk takes.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class StartError(Exception):
@@ -49,10 +54,11 @@ def main() -> None:
         lock = _take(Path(config.state_dir))
     except (ConfigError, StartError) as error:
         sys.exit(f"meshd: {error}")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         asyncio.run(_run(config))
-    except IdentityError as error:
-        sys.exit(f"meshd: {error}")
+    except* (IdentityError, ManagerError) as errors:
+        sys.exit(f"meshd: {errors.exceptions[0]}")
     finally:
         os.close(lock)
 
@@ -111,7 +117,7 @@ def _doors(config: Config) -> Doors:
     )
 
 
-def _describe(config: Config, data_address: str) -> machine.NodeDescription:
+def _describe(config: Config, data_address: str) -> NodeDescription:
     mtu = next((a.mtu for a in machine.addresses() if str(a.address) == data_address), 0)
     return machine.describe(config.node_name, ("process",), "nftables", mtu)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from control.manager import Manager
+from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription, Task
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
@@ -101,7 +101,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 if identity.role == "manager":
-                    self._manager = self._manager or await self._open_manager(identity)
+                    self._manager = await self._open_manager(identity)
                     group.create_task(self._manager.run())
                 self._agent = Agent(
                     AgentIdentity(
@@ -202,15 +202,18 @@ class Node:
             data = await self._own_address(request.data_address or self.config.data_address or own)
             address = f"{own}:{port}"
             description = await asyncio.to_thread(self._describe, data)
-            made = await Manager.bootstrap(
-                self.state_dir / "manager",
-                spec=spec,
-                description=description,
-                availability=request.availability or "active",
-                data_address=data,
-                address=address,
-                wall_ms=self._wall_ms,
-            )
+            try:
+                made = await Manager.bootstrap(
+                    self.state_dir / "manager",
+                    spec=spec,
+                    description=description,
+                    availability=request.availability or "active",
+                    data_address=data,
+                    address=address,
+                    wall_ms=self._wall_ms,
+                )
+            except ManagerError as error:
+                raise StateError(str(error)) from error
             self._become(
                 Identity(
                     node_id=made.node_id,

@@ -94,23 +94,21 @@ class Lab:
             raise LabError(f"{host} is up already")
         (self.directory / host / "disk").mkdir(parents=True, exist_ok=True)
         pid = self._boot(host, full=True)
-        switch = self._pid(SWITCH)
         self._net(SWITCH, "ip", "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         self._net(SWITCH, "ip", "link", "set", host, "master", "br0", "up")
         self._net(host, "ip", "link", "set", "lo", "up")
         self._net(host, "ip", "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         self._net(host, "ip", "link", "set", "eth0", "up")
         self._net(host, "ip", "route", "add", "default", "via", GATEWAY)
-        assert switch is not None
         self.start_daemon(host)
 
     def kill(self, host: str) -> None:
         """Power off: everything in the host dies at once. Its disk stays."""
         self._check_name(host)
-        pid = self._pid(host)
-        if pid is None:
+        pid, started = self._processes().get(host, (0, 0))
+        if not pid or not _is(pid, started):
             raise LabError(f"{host} is off already")
-        _kill(pid, start_time(pid), f"lab host {host}")
+        _kill(pid, started, f"lab host {host}")
 
     def start_daemon(self, host: str) -> None:
         """Start meshd in a host and wait until it answers."""
