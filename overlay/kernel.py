@@ -18,12 +18,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyroute2 import netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from overlay import names
 from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan
-from overlay.rtnl import FdbEntry, Link, Namespace, Route, inode
+from overlay.rtnl import FdbEntry, Link, Namespace, Route, create_namespace, inode, remove_namespace
 
 KernelError = (OSError, NetlinkError)
 
@@ -124,7 +123,7 @@ class Kernel:
             self._empty_lost_router(str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            netns.create(str(path))
+            create_namespace(str(path))
             report.changes["namespace"] += 1
         return self._handle(str(path))
 
@@ -326,9 +325,7 @@ class Kernel:
                 if link.kind in ("veth", "vxlan"):
                     router.delete_link(link.index)
         self._forget(path)
-        with contextlib.suppress(OSError):
-            netns.remove(path)
-        Path(path).unlink(missing_ok=True)
+        remove_namespace(path)
         report.changes["namespace"] += 1
 
     def _prune_host(self, plan: OverlayPlan, report: Report) -> None:

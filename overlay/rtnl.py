@@ -8,8 +8,10 @@ running event loop, so callers are on a worker thread. Blocking; errors are OSEr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 T = TypeVar("T")
 
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
 _IPV4 = 2  # AF_INET
 _MAIN_TABLE = 254
 _IFF_UP = 1
@@ -70,7 +76,9 @@ class Namespace:
         """Raises OSError when the namespace is not there."""
         self.path = path
         self.inode = inode(path)
-        self._route = IPRoute(netns=path) if path is not None else IPRoute()
+        # pyroute2's own way into a namespace is a fork, which a process with gRPC's threads must not do.
+        opened = inside(path, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE))
+        self._route = IPRoute(fileno=opened.detach())
 
     def close(self) -> None:
         """Close the netlink socket."""
@@ -236,6 +244,30 @@ def inside(path: str | None, action: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def create_namespace(path: str) -> None:
+    """Make a network namespace and bind it to `path`, a name that is not there. Raises OSError."""
+
+    def make() -> None:
+        if _libc.unshare(_CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"make a network namespace: {os.strerror(ctypes.get_errno())}")
+        source = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        if _libc.mount(source.encode(), path.encode(), None, ctypes.c_ulong(_MS_BIND), None):
+            raise OSError(ctypes.get_errno(), f"name the namespace {path}: {os.strerror(ctypes.get_errno())}")
+
+    Path(path).touch(mode=0o444, exist_ok=False)
+    try:
+        inside(None, make)
+    except OSError:
+        Path(path).unlink()
+        raise
+
+
+def remove_namespace(path: str) -> None:
+    """Take the name from a namespace, which goes with its last process. What is not there is no error."""
+    _libc.umount2(path.encode(), _MNT_DETACH)
+    Path(path).unlink(missing_ok=True)
 
 
 def inode(path: str | None) -> tuple[int, int]:
