@@ -7,6 +7,7 @@ agent. Tasks end in the order agent, manager, local socket. What runs in the ker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -37,6 +38,9 @@ from mesh.metrics import Metrics
 log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 20.0
+# `init` and `join` wait this long for the node's first session; it is there in a fraction.
+CONNECT_TIMEOUT_S = 10.0
+CONNECT_POLL_S = 0.02
 # The local server gives calls in flight this long at the end.
 LOCAL_GRACE_S = 0.5
 
@@ -226,6 +230,7 @@ class Node:
                     address=address,
                 )
             )
+            await self._until_connected()
             return pb.InitReply(
                 node_id=made.node_id,
                 cluster_id=made.cluster_id,
@@ -263,6 +268,7 @@ class Node:
                     managers=tuple(reply.managers) or tuple(request.managers),
                 )
             )
+            await self._until_connected()
             return pb.LocalJoinReply(node_id=reply.node_id)
 
     async def leave(self, *, force: bool) -> None:
@@ -297,6 +303,13 @@ class Node:
         identities.save(self.state_dir, identity)
         self.identity = identity
         self._wake.set()
+
+    async def _until_connected(self) -> None:
+        """Give a new member a moment to speak to its manager, so that what follows finds it ready."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                while self._agent is None or not self._agent.session.connected:  # noqa: ASYNC110 - bounded above
+                    await asyncio.sleep(CONNECT_POLL_S)
 
     def _split(self, address: str) -> tuple[str, str]:
         host, _, port = address.partition(":")

@@ -1,8 +1,8 @@
-"""The first process of a lab host: `python -I init.py DIRECTORY NAME [full]`.
+"""The first process of a lab host: `python -I init.py NAME [full]`.
 
 Makes the host's namespaces and becomes its PID 1, which only reaps. Killing it is pulling the plug: the kernel ends
 every process of the PID namespace, and the mounts and named namespaces inside vanish with the mount namespace. `full`
-hosts get a private /run and their disk at /run/disk; others (switch, client) only a network. Runs as a script, light.
+hosts get a private /run; others (switch, client) only a network. Runs as a script, light.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import namespaces as ns  # type: ignore[import-not-found]
 
 def main() -> None:
     """Fork the host's PID 1; print its pid and leave."""
-    directory, name, full = sys.argv[1], sys.argv[2], "full" in sys.argv[3:]
+    name, full = sys.argv[1], "full" in sys.argv[2:]
     ready, ready_end = os.pipe()
     ns.unshare(ns.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
         os.setsid()
         os.close(ready)
-        be_init(directory, name, full, ready_end)
+        be_init(name, full, ready_end)
     os.close(ready_end)
     with os.fdopen(ready, "rb") as pipe:
         answer = pipe.read().decode()
@@ -36,14 +36,14 @@ def main() -> None:
     print(child)  # noqa: T201 - the caller reads it
 
 
-def be_init(directory: str, name: str, full: bool, ready: int) -> NoReturn:
+def be_init(name: str, full: bool, ready: int) -> NoReturn:
     """PID 1: set the stage, then reap for ever."""
     try:
         ns.unshare(ns.CLONE_NEWNS | ns.CLONE_NEWNET | ns.CLONE_NEWUTS | ns.CLONE_NEWIPC)
         ns.mount("none", "/", flags=ns.MS_REC | ns.MS_PRIVATE)
         socket.sethostname(name)
         if full:
-            private_run(directory, name)
+            private_run(name)
         ns.mount("proc", "/proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
         os.write(ready, b"ok")
     except OSError as error:
@@ -61,13 +61,9 @@ def be_init(directory: str, name: str, full: bool, ready: int) -> NoReturn:
         signal.sigtimedwait({signal.SIGCHLD}, 1.0)
 
 
-def private_run(directory: str, name: str) -> None:
-    """A /run of its own, the disk in it, and name files that lead nowhere outside."""
-    disk = os.open(os.path.join(directory, "disk"), os.O_RDONLY | os.O_DIRECTORY)
+def private_run(name: str) -> None:
+    """A /run of its own, and name files that lead nowhere outside."""
     ns.mount("tmpfs", "/run", "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=755")
-    os.mkdir("/run/disk")
-    ns.mount(f"/proc/self/fd/{disk}", "/run/disk", flags=ns.MS_BIND)
-    os.close(disk)
     files = {
         "resolv.conf": "# a lab host has no name server outside\n",
         "hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",

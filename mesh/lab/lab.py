@@ -22,7 +22,8 @@ from pathlib import Path
 
 from mesh.executor.namespaces import start_time
 
-ROOT = Path("/run/mesh-lab")
+# Not below /run, of which every host has its own: the same path must lead to a host's disk inside and outside.
+ROOT = Path("/var/lib/mesh-lab")
 MAX_HOSTS = 20  # each is a daemon of some 60 MB, and two cores share them all
 UNDERLAY = "10.66.0."
 GATEWAY = "10.66.0.1"
@@ -114,7 +115,8 @@ class Lab:
         """Start meshd in a host and wait until it answers."""
         log = self.directory / host / "meshd.log"
         script = 'echo $$ > /run/meshd.pid; exec "$0" "$@"'
-        command = [str(_BIN / "meshd"), "--state-dir", "/run/disk/meshd", "--node-name", host, "--log-format", "text"]
+        disk = str(self.directory / host / "disk")
+        command = [str(_BIN / "meshd"), "--state-dir", disk, "--node-name", host, "--log-format", "text"]
         with open(log, "ab") as output:
             subprocess.Popen(
                 [*self._enter(host), "sh", "-c", script, *command],
@@ -199,7 +201,7 @@ class Lab:
         directory = self.directory / name
         directory.mkdir(parents=True, exist_ok=True)
         init = Path(__file__).with_name("init.py")
-        command = [sys.executable, "-I", str(init), str(directory), name, *(["full"] if full else [])]
+        command = [sys.executable, "-I", str(init), name, *(["full"] if full else [])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=BOOT_TIMEOUT_S, check=False)
         if done.returncode:
             raise LabError(f"cannot boot {name}: {done.stderr.strip()}")
