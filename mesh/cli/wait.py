@@ -22,7 +22,7 @@ from mesh.cli.text.duration import format_duration
 POLL_S = 0.2
 MANY_TASKS, POLL_MANY_S = 500, 1.0
 # Unless told otherwise: longer than any start that goes well, so that nothing waits for ever unattended.
-WAIT_TIMEOUT_S = 600.0
+WAIT_TIMEOUT = "10m"
 # A manager that restarts is away for a moment; looks that fail for longer than this end the waiting.
 AWAY_MAX_S = 30.0
 
@@ -37,7 +37,7 @@ def wait_options(command: Callable[..., R]) -> Callable[..., R]:
     @click.option(
         "--wait-timeout",
         type=DURATION,
-        default=format_duration(WAIT_TIMEOUT_S),
+        default=WAIT_TIMEOUT,
         show_default=True,
         help="Wait no longer than this; then the exit code is 124, and the change goes on.",
     )

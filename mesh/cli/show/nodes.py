@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from control.model import Node
-from mesh.cli.show.names import node_name
+from mesh.cli.show.names import ago, node_name
 from mesh.cli.show.plain import record
+from mesh.cli.show.pretty import Line, aligned
+from mesh.cli.text.size import format_size
 from mesh.cli.text.template import Record
 
 COLUMNS = {
@@ -69,3 +71,33 @@ def node_records(nodes: Sequence[Node], self_id: str) -> list[Record]:
         record(node, self=node.id == self_id, manager_status=manager_status(node, managers).lower())
         for node in sorted_nodes(nodes)
     ]
+
+
+def pretty_node(node: Node, now_ms: int) -> str:
+    """`node inspect --pretty`."""
+    about, status = node.description, node.status
+    lines: list[Line] = [(0, "ID", node.id), (0, "Hostname", about.hostname), (0, "Number", str(node.number))]
+    if node.spec.labels:
+        lines += [(0, "Labels", ""), *((1, key, value) for key, value in sorted(node.spec.labels.items()))]
+    lines += [
+        (0, "Role", node.spec.role),
+        (0, "Joined", ago(node.meta.created_ms, now_ms)),
+        (0, "Status", ""),
+        (1, "State", status.state.capitalize()),
+        *([(1, "Message", status.message)] if status.message else []),
+        (1, "Availability", node.spec.availability.capitalize()),
+        (1, "Address", status.address),
+        (1, "Data address", status.data_address),
+        (0, "Platform", ""),
+        (1, "System", f"{about.os} {about.kernel}".strip()),
+        (1, "Architecture", about.architecture),
+        (0, "Resources", ""),
+        (1, "CPUs", f"{about.cpus:g}"),
+        (1, "Memory", format_size(about.memory_bytes)),
+        (0, "Mesh", ""),
+        (1, "Version", about.version),
+        (1, "Executors", ", ".join(about.executors)),
+        (1, "Balancer", about.balancer),
+        (1, "MTU", str(about.mtu)),
+    ]
+    return aligned(lines)

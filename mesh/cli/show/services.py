@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from control.model import PortSpec, Resources, Service, ServiceSpec, Task, TaskSpec, UpdatePolicy
 from mesh.cli.show.names import ago, mode_name, named, runs
 from mesh.cli.show.plain import record
+from mesh.cli.show.pretty import Line, aligned
 from mesh.cli.show.tasks import counts
 from mesh.cli.text.duration import format_duration
 from mesh.cli.text.port import format_port
@@ -67,8 +68,6 @@ def service_records(
 
 # --- at length ------------------------------------------------------------------------------------------------------
 
-Line = tuple[int, str, str]  # (depth, what, value)
-
 
 def pretty_service(service: Service, networks: Mapping[str, str], now_ms: int) -> str:
     """`service inspect --pretty`; `networks` are names by id."""
@@ -89,14 +88,6 @@ def pretty_service(service: Service, networks: Mapping[str, str], now_ms: int) -
     lines += [(1, named(networks, vip.network_id), vip.address) for vip in service.vips]
     lines += _ports(published(service))
     return aligned(lines)
-
-
-def aligned(lines: Sequence[Line]) -> str:
-    """`What: value` lines, indented by depth, values of one depth below each other."""
-    widths = {depth: max(len(what) for d, what, _ in lines if d == depth) for depth, _, _ in lines}
-    return "".join(
-        f"{' ' * depth}{what + ':':<{widths[depth] + 1}} {value}".rstrip() + "\n" for depth, what, value in lines
-    )
 
 
 def _labels(labels: Mapping[str, str]) -> list[Line]:
