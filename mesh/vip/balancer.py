@@ -73,7 +73,7 @@ class Nftables:
         lost = synced.news or _lost_a_backend(before, after)
         if not lost and path not in self._recheck:
             return synced.changes
-        ended = end_connections(namespace, stale.in_router(router), translated_only=not synced.news)
+        ended = end_connections(namespace, stale.in_router(services), translated_only=not synced.news)
         (self._recheck.add if lost or ended else self._recheck.discard)(path)
         return synced.changes + Counter({"vip connection": ended})
 
@@ -110,20 +110,16 @@ def _lost_a_backend(before: Mapping[ServiceKey, Group], after: Mapping[ServiceKe
     )
 
 
-def _members(group: Group) -> frozenset[tuple[IPv4Address, int | None]]:
+def _members(group: Group) -> frozenset[tuple[int, int | None]]:
     service = group.made_of
     if service is None:
         return frozenset()
-    return frozenset((backend.address, service.target_port) for backend in service.backends)
+    return frozenset((int(backend.address), service.target_port) for backend in service.backends)
 
 
 def _observed(key: ServiceKey, slots: Mapping[Atom, int]) -> ObservedService:
-    addresses = {one: count for one, count in slots.items() if isinstance(one, IPv4Address)}
-    address, *transport = key
-    assert isinstance(address, IPv4Address)
-    if not transport:
-        return ObservedService(address, None, None, addresses)
-    protocol, port = transport
-    assert isinstance(protocol, int)
-    assert isinstance(port, int)
-    return ObservedService(address, maps.PROTOCOL_NAME[protocol], port, addresses)
+    addresses = {IPv4Address(one): count for one, count in slots.items()}
+    if len(key) == 1:
+        return ObservedService(IPv4Address(key[0]), None, None, addresses)
+    address, protocol, port = key
+    return ObservedService(IPv4Address(address), maps.PROTOCOL_NAME[int(protocol)], int(port), addresses)

@@ -61,7 +61,7 @@ class FakeKernel:
 
 def _observed(router: RouterPlan) -> list[ObservedService]:
     return [
-        ObservedService(service.address, service.protocol, service.port, shares)
+        ObservedService(service.address, service.protocol, service.port, slots)
         for service in maps.merged(router.services).values()
-        if (shares := maps.shares(service.backends))
+        if (slots := {IPv4Address(one): count for one, count in maps.shares(service.backends).items()})
     ]

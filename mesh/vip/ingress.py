@@ -105,8 +105,8 @@ def router_table(router: RouterPlan) -> Table:
         Hook("nat", "postrouting", 100),
     )
     elements: dict[str, dict[Key, Key]] = {
-        _ADDRESSES.name: {(address,): () for address in service_addresses(router)},
-        _HAIRPIN.name: {(address, address): () for address in router.local_tasks},
+        _ADDRESSES.name: {(int(address),): () for address in service_addresses(router)},
+        _HAIRPIN.name: {(int(address), int(address)): () for address in router.local_tasks},
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
     chains = (_REFUSED, note, guard, _forward(router, up, vxlan), leave)
@@ -138,7 +138,7 @@ def host_table(plan: VipPlan) -> Table | None:
     cross = Chain(
         "pass",
         # A router is reached by published ports only, from wherever; networks do not meet in the host.
-        (f"ip daddr {routers} ct direction original ct status ! dnat goto {_REFUSED.name}",),
+        (f"ip daddr {routers} ct direction original ct status & dnat == 0 goto {_REFUSED.name}",),
         Hook("filter", "forward", 0),
     )
     leave = Chain(
@@ -152,7 +152,7 @@ def host_table(plan: VipPlan) -> Table | None:
     )
     arrive = Chain("arrive", (to_router,), Hook("nat", "prerouting", -100))
     start = Chain("start", (to_router,), Hook("nat", "output", -100))
-    addresses = {r.uplink_address for r in plan.routers} | {p.router_address for p in plan.published}
+    addresses = {int(r.uplink_address) for r in plan.routers} | {int(p.router_address) for p in plan.published}
     elements: dict[str, dict[Key, Key]] = {
         _HAIRPIN.name: {(address, address): () for address in addresses},
         _ROUTERS.name: {(address,): () for address in addresses},
@@ -166,7 +166,7 @@ def published(ports: Iterable[PublishedPort]) -> tuple[dict[Key, Key], list[str]
     found: dict[Key, Key] = {}
     errors = []
     for port in ports:
-        key, router = (PROTOCOL_NUMBER[port.protocol], port.port), (port.router_address,)
+        key, router = (PROTOCOL_NUMBER[port.protocol], port.port), (int(port.router_address),)
         if found.setdefault(key, router) != router:
             errors.append(f"cannot publish port {port.port}/{port.protocol} for a second network of this node")
     return found, errors
@@ -179,7 +179,7 @@ def published(ports: Iterable[PublishedPort]) -> tuple[dict[Key, Key], list[str]
 class LocalRoute:
     """`ip route add local ADDRESS dev lo`: the router answers ARP for it, and packets to it are taken in."""
 
-    address: IPv4Address
+    address: int  # as a number, there are many
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ def routing(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozense
     back = {p.node_number: ReturnRoute(p.node_number, p.router_address, vxlan_index) for p in router.return_paths}
     if not router.masquerade:
         back[HOST_NUMBER] = ReturnRoute(HOST_NUMBER, _host_end(router.uplink_address), uplink_index)
-    wanted: set[RouteOrRule] = {LocalRoute(address) for address in vips(router)}
+    wanted: set[RouteOrRule] = {LocalRoute(int(address)) for address in vips(router)}
     wanted |= set(back.values())
     wanted |= {ReturnRule(number) for number in back}
     if back:

@@ -35,7 +35,8 @@ class Kernel:
         `nft` runs the transactions; None: what the machine has. Raises VipError when nftables is not installed.
         """
         self._host = host_netns
-        self._tables = Tables(nft if nft is not None else find())
+        self._nft = nft if nft is not None else find()
+        self._tables = Tables(self._nft)
         self.balancer: Balancer = Nftables(self._tables)
         self._routers: set[str] = set()
         self._ports: Elements | None = None  # as last applied; None: not yet
@@ -44,10 +45,11 @@ class Kernel:
         """Make every router and the host as planned. What cannot be done is told, the rest is done."""
         report = Report()
         for router in plan.routers:
-            self._attempt(report, f"balance in the router {router.netns}", self._router, router)
+            self._attempt(report, f"balance in the router {router.netns}", self._router, router, report)
         if (table := ingress.host_table(plan)) is not None:
             report.errors += ingress.published(plan.published)[1]
             self._attempt(report, "publish ports", self._publish, table)
+        self._nft.release()
         return report
 
     def prune(self, plan: VipPlan) -> Report:
@@ -60,6 +62,7 @@ class Kernel:
             self.balancer.forget(path)
         if ingress.host_table(plan) is None:
             self._attempt(report, "remove the published ports", self._unpublish)
+        self._nft.release()
         return report
 
     def observe(self) -> Observed:
@@ -80,15 +83,17 @@ class Kernel:
 
     # --- routers ----------------------------------------------------------------------------------------------------
 
-    def _router(self, router: RouterPlan) -> Counter[str]:
-        return visit(router.netns, lambda namespace: self._in_router(namespace, router))
+    def _router(self, router: RouterPlan, report: Report) -> Counter[str]:
+        return visit(router.netns, lambda namespace: self._in_router(namespace, router, report))
 
-    def _in_router(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
+    def _in_router(self, namespace: Namespace, router: RouterPlan, report: Report) -> Counter[str]:
         self._routers.add(router.netns)
         vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
-        wanted = ingress.routing(router, vxlan, uplink)
-        held = namespace.routing()
-        namespace.add_routing(ingress.in_order(wanted - held))
+        wanted, held = ingress.routing(router, vxlan, uplink), namespace.routing()
+        try:
+            namespace.add_routing(ingress.in_order(wanted - held))
+        except OSError as error:
+            report.errors.append(f"cannot route in the router {router.netns}: {_reason(error)}")
         changes = self.balancer.sync(namespace, router)
         namespace.delete_routing(ingress.in_order(held - wanted))
         return changes + Counter({"vip route": len(wanted ^ held)})
@@ -140,13 +145,12 @@ class Kernel:
         try:
             report.changes += work(*arguments)
         except _FAILURES as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            report.errors.append(f"cannot {what}: {reason}")
+            report.errors.append(f"cannot {what}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _published(key: Key, value: Key) -> tuple[tuple[Protocol, int], IPv4Address]:
-    (protocol, port), (router,) = key, value
-    assert isinstance(protocol, int)
-    assert isinstance(port, int)
-    assert isinstance(router, IPv4Address)
-    return (maps.PROTOCOL_NAME[protocol], port), router
+    return (maps.PROTOCOL_NAME[int(key[0])], int(key[1])), IPv4Address(value[0])

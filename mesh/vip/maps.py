@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from ipaddress import IPv4Address
 from math import gcd
 from typing import Final
 
@@ -64,7 +63,7 @@ PORT_TO = Map(
 )
 MAPS = (ANY, PORT, ANY_TO, PORT_TO)
 
-# Key of a service in `any` (its address) or `port` (address, protocol number, port).
+# Key of a service in `any` (its address as a number) or `port` (address, protocol number, port).
 ServiceKey = Key
 
 
@@ -84,8 +83,8 @@ class Group:
 def service_key(service: VirtualService) -> ServiceKey:
     """Where a service stands in the maps."""
     if service.protocol is None or service.port is None:
-        return (service.address,)
-    return (service.address, PROTOCOL_NUMBER[service.protocol], service.port)
+        return (int(service.address),)
+    return (int(service.address), PROTOCOL_NUMBER[service.protocol], service.port)
 
 
 def merged(services: Iterable[VirtualService]) -> dict[ServiceKey, VirtualService]:
@@ -104,12 +103,13 @@ def merged(services: Iterable[VirtualService]) -> dict[ServiceKey, VirtualServic
 # --- slots ------------------------------------------------------------------------------------------------------------
 
 
-def shares(backends: Iterable[Backend]) -> dict[IPv4Address, int]:
+def shares(backends: Iterable[Backend]) -> dict[int, int]:
     """How many slots each backend of positive weight gets: the smallest numbers in the weights' proportion."""
-    weights: dict[IPv4Address, int] = {}
+    weights: dict[int, int] = {}
     for backend in backends:
         if backend.weight > 0:
-            weights[backend.address] = weights.get(backend.address, 0) + backend.weight
+            address = int(backend.address)
+            weights[address] = weights.get(address, 0) + backend.weight
     divisor = reduce(gcd, weights.values(), 0)
     total = sum(weights.values())
     if total <= MAX_WEIGHT_SLOTS * divisor:

@@ -33,9 +33,9 @@ _SO_NETNS_COOKIE = 71  # Linux 5.14
 # The kernel answers at once or never; never must not hang the daemon.
 _ANSWER_TIMEOUT = struct.pack("@ll", 5, 0)  # struct timeval
 _RECEIVE_BYTES = 65536  # twice what the kernel puts into one datagram of a dump
-# Room for the answers to a batch: some 100 bytes each, see _BATCH.
-_RECEIVE_BUFFER_BYTES = 1 << 20
-_BATCH = 256
+# Changes in one datagram. Their answers must fit into the receive buffer, at some 1.3 KB of memory each.
+_RECEIVE_BUFFER_BYTES = 1 << 20  # the kernel allows less (net.core.rmem_max), but seldom less than 200 KB
+_BATCH = 128
 # A dump is repeated when the kernel says that what it walked changed under it. Somebody who changes things all the
 # time must not hold us up for ever: the last dump is then as good as any.
 _DUMP_ATTEMPTS = 5
@@ -55,6 +55,7 @@ class Netlink:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHECK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._interrupted = False  # the last dump was
 
     def close(self) -> None:
         """Close the socket."""
@@ -81,24 +82,23 @@ class Netlink:
         """All of a kind. Raises OSError; ENOENT when that of which it is asked does not exist."""
         found: list[bytes] = []
         for _ in range(_DUMP_ATTEMPTS):
-            self._send(kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, payload)
-            found, whole = self._collect(self._sequence)
-            if whole:
+            found = list(self.stream(kind, payload))
+            if not self._interrupted:
                 break
         return found
 
-    def _collect(self, sequence: int) -> tuple[list[bytes], bool]:
-        """(payloads up to the end of a dump, whether nothing changed meanwhile)."""
-        found, whole = [], True
-        for answer in self._answers(sequence):
+    def stream(self, kind: int, payload: bytes) -> Iterator[bytes]:
+        """As `dump`, one after the other, whatever changes meanwhile. Nothing else may be asked until its end."""
+        self._interrupted = False
+        self._send(kind, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, payload)
+        for answer in self._answers(self._sequence):
             if answer.flags & wire.NLM_F_DUMP_INTERRUPTED:
-                whole = False
+                self._interrupted = True
             if answer.type == wire.NLMSG_DONE:
-                break
+                return
             if answer.type == wire.NLMSG_ERROR:
                 raise _error(wire.error_number(answer.payload))
-            found.append(answer.payload)
-        return found, whole
+            yield answer.payload
 
     def change(self, requests: list[tuple[int, int, bytes]]) -> list[int]:
         """Make changes, each (type, flags, payload); returns the errno of each, 0 for success."""
@@ -204,9 +204,8 @@ class Namespace:
         return True
 
     def connections(self, translated_only: bool) -> Iterator[wire.Connection]:
-        """All tracked connections, or at least those with a translated destination."""
-        for payload in self.netfilter.dump(Nf.CT_GET, wire.of_connections(translated_only)):
-            yield wire.connection(payload)
+        """All tracked connections, or at least those with a translated destination; there may be very many."""
+        return map(wire.connection, self.netfilter.stream(Nf.CT_GET, wire.of_connections(translated_only)))
 
     def forget(self, connections: list[wire.Connection]) -> int:
         """End the tracking of connections; returns how many were still there."""

@@ -1,7 +1,8 @@
 """The door to nftables for changes: a text is made true in the namespace of the running thread, whole or not at all.
 
 Through libnftables by ctypes (0.3 ms for a small change), or where it is missing through the `nft` program (20 ms).
-A context of the library lives only for one transaction: its socket would keep a deleted namespace alive.
+A context of the library lives only until `release`: its socket would keep a deleted namespace alive. Closing it waits
+for the kernel to be done with what was deleted (some 15 ms), so it is done once for all, when all is changed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class Nft(Protocol):
 
     def run(self, text: str) -> None:
         """Make one transaction in the namespace of this thread. Raises VipError; then nothing has changed."""
+
+    def release(self) -> None:
+        """Let go of the namespaces that transactions were made in."""
 
 
 def find() -> Nft:
@@ -58,6 +62,7 @@ class Library:
         run = library.nft_run_cmd_from_buffer
         run.restype, run.argtypes = ctypes.c_int, [context, ctypes.c_char_p]
         self._library = library
+        self._contexts: list[int] = []  # one per transaction since the last release
 
     def run(self, text: str) -> None:
         """See `Nft`."""
@@ -65,13 +70,16 @@ class Library:
         context = library.nft_ctx_new(0)
         if not context:
             raise VipError("cannot open a context of libnftables")
-        try:
-            library.nft_ctx_buffer_output(context)
-            library.nft_ctx_buffer_error(context)
-            if library.nft_run_cmd_from_buffer(context, text.encode()) != 0:
-                raise VipError(_reason(library.nft_ctx_get_error_buffer(context)))
-        finally:
-            library.nft_ctx_free(context)
+        self._contexts.append(context)
+        library.nft_ctx_buffer_output(context)
+        library.nft_ctx_buffer_error(context)
+        if library.nft_run_cmd_from_buffer(context, text.encode()) != 0:
+            raise VipError(_reason(library.nft_ctx_get_error_buffer(context)))
+
+    def release(self) -> None:
+        """See `Nft`."""
+        while self._contexts:
+            self._library.nft_ctx_free(self._contexts.pop())
 
 
 class Program:
@@ -97,6 +105,9 @@ class Program:
             raise VipError(f"cannot run {self._path}: {error}") from error
         if done.returncode != 0:
             raise VipError(_reason(done.stderr))
+
+    def release(self) -> None:
+        """See `Nft`: the program has ended."""
 
 
 def _reason(output: bytes | None) -> str:

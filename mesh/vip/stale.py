@@ -11,12 +11,12 @@ backend died finds its connections too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from mesh.vip.maps import PROTOCOL_NUMBER, ServiceKey, merged
-from mesh.vip.plan import RouterPlan, VirtualService
+from mesh.vip.maps import PROTOCOL_NUMBER, ServiceKey
+from mesh.vip.plan import VirtualService
 from mesh.vip.rules import Elements
 from mesh.vip.wire import Connection
 
@@ -35,29 +35,31 @@ class _Live:
     has_backend: bool  # for new connections
 
 
-def in_router(router: RouterPlan) -> Judge:
-    """Whether a connection tracked in a router is stale."""
-    services = {_number_key(key): _live(service) for key, service in merged(router.services).items()}
+def in_router(services: Mapping[ServiceKey, VirtualService]) -> Judge:
+    """Whether a connection tracked in a router with these services is stale."""
+    known: dict[tuple[int, int, int], _Live | None] = {}  # for destinations that were met: there may be many services
+
+    def live(to: tuple[int, int, int]) -> _Live | None:
+        if to not in known:
+            known[to] = _live(services.get(to) or services.get(to[:1]))
+        return known[to]
 
     def judge(connection: Connection) -> bool:
-        to = connection.destination
-        service = services.get((to, connection.protocol, connection.destination_port)) or services.get((to, 0, 0))
-        if connection.answerer == to:
+        service = live((connection.destination, connection.protocol, connection.destination_port))
+        if connection.answerer == connection.destination:
             # Balanced to nobody, at a time when there was nobody or no table: its flow must not miss the backends.
             return service is not None and service.has_backend and connection.protocol != _ICMP
         if service is None:
             return True  # the balancer is the only one that translates destinations in a router
-        port = connection.answerer_port
-        return not {(connection.answerer, port), (connection.answerer, 0)} & service.answerers
+        answerer = connection.answerer
+        return not {(answerer, connection.answerer_port), (answerer, 0)} & service.answerers
 
     return judge
 
 
-def _number_key(key: ServiceKey) -> tuple[int, int, int]:
-    return (int(key[0]), int(key[1]), int(key[2])) if len(key) == 3 else (int(key[0]), 0, 0)
-
-
-def _live(service: VirtualService) -> _Live:
+def _live(service: VirtualService | None) -> _Live | None:
+    if service is None:
+        return None
     port = service.target_port or 0
     return _Live(
         frozenset((int(backend.address), port) for backend in service.backends),

@@ -230,7 +230,7 @@ def _fields(kinds: tuple[Kind, ...], data: bytes) -> Key:
 
 def _field(kind: Kind, data: bytes) -> Atom:
     if kind is Kind.ADDRESS:
-        return IPv4Address(data)
+        return int.from_bytes(data, "big")
     if kind is Kind.SLOT or kind is Kind.MARK:
         return int.from_bytes(data, sys.byteorder)
     if kind is Kind.MAC:
@@ -327,7 +327,7 @@ def route(payload: bytes) -> RouteOrRule | None:
         return None
     found = attributes(payload, _RTMSG.size)
     if kind == _LOCAL and length == 32:
-        return LocalRoute(IPv4Address(found[_RTA_DST]))
+        return LocalRoute(int.from_bytes(found[_RTA_DST], "big"))
     table = _native(found, _RTA_TABLE)
     if kind == _UNICAST and length == 0 and table > RETURN_TABLES and _RTA_GATEWAY in found:
         return ReturnRoute(table - RETURN_TABLES, IPv4Address(found[_RTA_GATEWAY]), _native(found, _RTA_OIF))
@@ -356,7 +356,7 @@ def encode(what: RouteOrRule) -> tuple[bool, bytes]:
     match what:
         case LocalRoute(address):
             head = _RTMSG.pack(AF_INET, 32, 0, 0, _TABLE_LOCAL, ROUTE_PROTOCOL, _SCOPE_HOST, _LOCAL, 0)
-            return False, head + attribute(_RTA_DST, address.packed) + number(_RTA_OIF, LOOPBACK_INDEX)
+            return False, head + attribute(_RTA_DST, _BE32.pack(address)) + number(_RTA_OIF, LOOPBACK_INDEX)
         case ReturnRoute(node_number, via, device_index):
             head = _RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
             table = number(_RTA_TABLE, RETURN_TABLES + node_number)
