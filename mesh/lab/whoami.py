@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -72,10 +73,14 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128
-    _threads = threading.BoundedSemaphore(MAX_THREADS)
+    _places = threading.BoundedSemaphore(MAX_THREADS)
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of our own name, which may take seconds."""
+        socketserver.TCPServer.server_bind(self)
 
     def process_request_thread(self, request: object, client_address: object) -> None:
-        with self._threads:
+        with self._places:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
 
 
