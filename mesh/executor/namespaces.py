@@ -1,7 +1,11 @@
-"""The system calls on namespaces and mounts that Python 3.11 lacks, through libc. Light: the shim imports only this."""
+"""The system calls on namespaces, mounts and processes that Python 3.11 lacks, through libc.
+
+Light: the shim of every task and the first process of every lab host import this, and little else.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -11,13 +15,15 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
-MNT_DETACH = 2
+_MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -29,8 +35,8 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Move this process into new namespaces. Raises OSError."""
-    _checked(_libc.unshare(ctypes.c_int(flags)), "unshare")
+    """Move the calling thread into new namespaces. Raises OSError."""
+    _checked(_libc.unshare(ctypes.c_int(flags)), "make namespaces")
 
 
 def setns(path: str, flags: int) -> None:
@@ -52,15 +58,90 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 def unmount(target: str) -> None:
     """Detach what is mounted at `target`. Raises OSError."""
-    _checked(_libc.umount2(target.encode(), ctypes.c_int(MNT_DETACH)), f"unmount {target}")
+    _checked(_libc.umount2(target.encode(), ctypes.c_int(_MNT_DETACH)), f"unmount {target}")
 
 
 def pivot_root(new_root: str, old_root: str) -> None:
     """pivot_root(2). Raises OSError."""
-    _checked(_libc.syscall(ctypes.c_long(155), new_root.encode(), old_root.encode()), f"change the root to {new_root}")
+    _checked(_libc.pivot_root(new_root.encode(), old_root.encode()), f"change the root to {new_root}")
 
 
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; with the pid it tells one from a later one. Raises OSError."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that happens. Raises OSError."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(9), 0, 0, 0), "tie the process to its parent")
+
+
+# --- mounts of a new world ------------------------------------------------------------------------------------------
+
+
+def own_mounts() -> None:
+    """A mount namespace whose changes nobody else sees. Raises OSError."""
+    unshare(CLONE_NEWNS)
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+
+
+def own_proc() -> None:
+    """/proc of this process's PID namespace. Raises OSError."""
+    os.makedirs("/proc", exist_ok=True)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def own_sys(*, cgroups: bool) -> None:
+    """/sys of this process's network namespace; a new one hides the control groups, `cgroups` puts them back.
+
+    Needs /proc. Raises OSError.
+    """
+    groups = -1
+    if cgroups:
+        with contextlib.suppress(FileNotFoundError):
+            groups = os.open("/sys/fs/cgroup", os.O_PATH | os.O_DIRECTORY)
+    os.makedirs("/sys", exist_ok=True)
+    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | (0 if cgroups else MS_RDONLY))
+    if groups >= 0:
+        mount(f"/proc/self/fd/{groups}", "/sys/fs/cgroup", flags=MS_BIND | MS_REC)
+        os.close(groups)
+
+
+def own_run(mode: str = "755") -> None:
+    """An empty /run. What was mounted below the old one is let go first: a copy of a mount keeps its namespace alive.
+
+    Raises OSError.
+    """
+    release("/run")
+    mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
+
+
+def release(directory: str) -> None:
+    """Detach all that is mounted below `directory`, for this mount namespace only."""
+    for target in reversed(mount_points()):
+        if target.startswith(f"{directory}/"):
+            with contextlib.suppress(OSError):  # went with the mount that it was on
+                unmount(target)
+
+
+def mount_points() -> list[str]:
+    """The mount points that this process sees, in the order in which they were made."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ", 5)[4] for line in file]
+    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; with the pid it tells one from a later one.
+
+    None when there is no such process, or it has ended and nobody has asked how (a zombie).
+    """
+    return started(f"/proc/{pid}/stat")
+
+
+def started(stat: str) -> int | None:
+    """`start_time` from the process's stat file, which may be that of another PID namespace."""
+    try:
+        with open(stat, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) if fields[0] not in (b"Z", b"X") else None

@@ -1,36 +1,36 @@
 """The executor "process": a task is a command in namespaces of its own, with a shim that outlives this daemon.
 
-`<state_dir>/tasks/<task id>/` holds a task's files: `launch.json`, resolv.conf, hosts, hostname, the log, and what the
-shim writes (`shim.json`, `started.json`, `exit.json`). The network namespace is `<netns_dir>/mesh-t-<task id>`. The
-presence of these is the state: every call looks at what is there and does what is missing, so each may be repeated
-after a crash of either side. Blocking work runs in threads; waiting is by pidfd.
+`<state_dir>/tasks/<task id>/` holds a task's files: resolv.conf, hosts and hostname, `launch.json` (what the shim is to
+do; written last, so its presence says "prepared"), and what the shim writes: `shim.json`, `started.json`, `exit.json`,
+the log. The network namespace is `<netns_dir>/mesh-t-<task id>`. The presence of these is the state: every call looks
+at what is there and does what is missing, so each may be repeated after a crash of either side. Blocking work runs in
+threads; waiting is by pidfd.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import netns
-
 from control.model import ProcessSpec
-from mesh.executor import cgroup, namespaces
-from mesh.executor.protocol import Adopted, ExecutorError, Exit, Launch, Sandbox
+from mesh.executor import cgroup, netns, records
+from mesh.executor.protocol import LOST, NEVER, Adopted, ExecutorError, Exit, Launch, Sandbox
 
-# A shim says within this time that the command runs, or why not; it makes a few mounts and forks twice.
+# A shim says within this time that the command runs, or why not; it makes a few mounts and forks thrice.
 START_TIMEOUT_S = 15.0
 # After SIGKILL the kernel needs a moment to take the whole PID namespace down.
 KILL_TIMEOUT_S = 10.0
-LOST = Exit(137, "its shim vanished: the machine was restarted or the task was killed from outside")
+POLL_S = 0.02
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHIM = Path(__file__).with_name("shim.py")
 
@@ -45,222 +45,221 @@ class ProcessExecutor:
         self._netns_dir = netns_dir
 
     async def adopt(self) -> list[Adopted]:
-        """All tasks whose directory is complete; what a crash left half prepared is prepared again."""
+        """All prepared tasks; what a crash left half prepared or half removed is removed."""
         return await asyncio.to_thread(self._adopt)
 
     async def prepare(self, launch: Launch) -> Sandbox:
-        """Make the task's directory and its network namespace."""
+        """Make the task's directory, its network namespace and its groups."""
         return await asyncio.to_thread(self._prepare, launch)
 
     async def start(self, launch: Launch) -> int:
-        """Start the shim, unless it runs already."""
+        """Start the task, once and for all; returns the pid of its init."""
         return await asyncio.to_thread(self._start, launch)
 
     async def wait(self, task_id: str) -> Exit:
         """Wait for the shim to end, then read what it wrote."""
-        shim = self._shim(task_id)
-        if shim is not None:
-            await _process_end(shim)
-        return self._exit(task_id) or LOST
+        with self._open(task_id, "shim.json") as shim:
+            if shim is not None:
+                await _ended(shim)
+        return self._exit(task_id) or (LOST if self._was_started(task_id) else NEVER)
 
     async def stop(self, task_id: str, signal_name: str, grace_s: float) -> None:
         """Signal the task; kill its whole PID namespace after `grace_s`."""
-        shim, init = self._shim(task_id), self._running(task_id, "started.json")
-        if shim is None:
-            return
-        if init is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(init, _signal(signal_name))
-        if not await _ends_within(shim, grace_s):
-            for pid in (init, None if init is not None else shim):
-                if pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        with self._open(task_id, "shim.json") as shim, self._open(task_id, "started.json") as init:
+            if shim is None:
+                return  # and the init ends with it
+            if init is not None:
+                _send(init, _signal(signal_name))
+                if await _ends_within(shim, grace_s):
+                    return
+            _send(init if init is not None else shim, signal.SIGKILL)
             if not await _ends_within(shim, KILL_TIMEOUT_S):
                 raise ExecutorError(f"task {task_id} does not end after SIGKILL")
 
     async def remove(self, task_id: str) -> None:
-        """Remove directory, namespace and groups."""
+        """Remove groups, namespace and directory; a task that still runs is killed."""
+        await self.stop(task_id, "SIGKILL", 0)
         await asyncio.to_thread(self._remove, task_id)
 
     # --- blocking parts ---------------------------------------------------------------------------------------------
 
     def _adopt(self) -> list[Adopted]:
         found = []
-        for directory in sorted(self._tasks.iterdir()) if self._tasks.is_dir() else ():
-            task_id = directory.name
-            prepared = (directory / "launch.json").exists() and _is_namespace(self._netns(task_id))
-            if not prepared and not self._was_started(task_id):
-                continue
-            ended = self._exit(task_id)
-            pid = self._running(task_id, "started.json") or self._shim(task_id)
-            if ended is None and pid is None and self._was_started(task_id):
-                ended = LOST
-            found.append(Adopted(task_id, Sandbox(task_id, self._netns(task_id)), pid, ended))
+        for task_id in sorted(os.listdir(self._tasks)) if self._tasks.is_dir() else ():
+            sandbox = Sandbox(task_id, self._netns(task_id))
+            if self._was_started(task_id):
+                shim = self._living(task_id, "shim.json")
+                ended = self._exit(task_id) or (None if shim is not None else LOST)
+                found.append(Adopted(task_id, sandbox, self._living(task_id, "started.json") or shim, ended))
+            elif self._is_prepared(task_id):
+                found.append(Adopted(task_id, sandbox, None, None))
+            else:
+                with contextlib.suppress(ExecutorError):  # found again at the next start
+                    self._remove(task_id)
         return found
 
-    def _was_started(self, task_id: str) -> bool:
-        return (self._tasks / task_id / "shim.json").exists()
-
     def _prepare(self, launch: Launch) -> Sandbox:
-        spec = self._spec(launch)
-        if spec.rootfs and not Path(spec.rootfs).is_dir():
-            raise ExecutorError(f"root file system {spec.rootfs} does not exist on this node")
-        if not spec.rootfs and shutil.which(spec.command[0], path=_path(spec)) is None:
-            raise ExecutorError(f'command "{spec.command[0]}" not found on this node')
+        sandbox = Sandbox(launch.task_id, self._netns(launch.task_id))
+        if self._is_prepared(launch.task_id):
+            return sandbox
+        spec = _spec(launch)
+        _check(launch, spec)
         directory = self._tasks / launch.task_id
+        files = _files(launch)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-            for name, text in _files(launch).items():
+            for name, text in files.items():
                 (directory / name).write_text(text)
-            if not _is_namespace(self._netns(launch.task_id)):
-                Path(self._netns(launch.task_id)).unlink(missing_ok=True)
-                netns.create(self._netns(launch.task_id))
-            (directory / "launch.json").write_text(json.dumps(self._input(launch, spec)))
+            netns.create(sandbox.netns)
+            task = {
+                "command": list(spec.command),
+                "env": {"PATH": DEFAULT_PATH, "HOSTNAME": launch.hostname, **spec.env},
+                "workdir": spec.workdir,
+                "user": spec.user,
+                "hostname": launch.hostname,
+                "rootfs": spec.rootfs and os.path.realpath(spec.rootfs),
+                "netns": sandbox.netns,
+                "files": {name: str(directory / name) for name in files},
+                "cgroups": cgroup.place(launch.task_id, launch.spec.resources.limits),
+            }
+            records.write(str(directory / "launch.json"), task)
         except OSError as error:
-            raise ExecutorError(f"cannot prepare {launch.hostname}: {error}") from error
-        return Sandbox(launch.task_id, self._netns(launch.task_id))
-
-    def _input(self, launch: Launch, spec: ProcessSpec) -> dict[str, Any]:
-        directory = self._tasks / launch.task_id
-        return {
-            "command": list(spec.command),
-            "env": {"PATH": DEFAULT_PATH, "HOSTNAME": launch.hostname, "HOME": "/", **spec.env},
-            "workdir": spec.workdir,
-            "user": spec.user,
-            "hostname": launch.hostname,
-            "rootfs": spec.rootfs.rstrip("/"),
-            "netns": self._netns(launch.task_id),
-            "files": {name: str(directory / name) for name in _files(launch)},
-            "cgroups": [],
-        }
+            raise ExecutorError(f"task {launch.hostname}: cannot be prepared: {error}") from error
+        return sandbox
 
     def _start(self, launch: Launch) -> int:
-        running = self._running(launch.task_id, "started.json")
-        if running is not None:
-            return running
+        started = self._read(launch.task_id, "started.json")
+        if started is not None:
+            return int(started["pid"])
         directory = self._tasks / launch.task_id
-        task = self._input(launch, self._spec(launch))
         try:
-            task["cgroups"] = cgroup.place(launch.task_id, launch.spec.resources.limits)
-            (directory / "shim-input.json").write_text(json.dumps(task))
-            (directory / "exit.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise ExecutorError(f"cannot start {launch.hostname}: {error}") from error
-        return _run_shim(directory, launch.hostname)
+            answer = _run_shim(directory)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ExecutorError(f"task {launch.hostname}: cannot be started: {error}") from error
+        if answer == "busy":  # with the shim of an earlier daemon, which was killed before it heard the answer
+            answer = self._later_answer(launch.task_id)
+        word, _, rest = answer.partition(" ")
+        if word == "ok":
+            return int(rest)
+        if not rest:
+            self._kill_shim(launch.task_id)
+        raise ExecutorError(f"task {launch.hostname}: {rest or f'its shim failed, see {directory}/shim.log'}")
+
+    def _later_answer(self, task_id: str) -> str:
+        """What a shim that is at work already would have answered; "" if it does not come to that."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            started, ended = self._read(task_id, "started.json"), self._exit(task_id)
+            if started is not None:
+                return f"ok {started['pid']}"
+            if ended is not None:
+                return f"error {ended.message}"
+            time.sleep(POLL_S)
+        return ""
+
+    def _kill_shim(self, task_id: str) -> None:
+        with self._open(task_id, "shim.json") as shim:
+            if shim is not None:
+                _send(shim, signal.SIGKILL)
 
     def _remove(self, task_id: str) -> None:
-        directory, namespace = self._tasks / task_id, Path(self._netns(task_id))
+        directory = self._tasks / task_id
         try:
-            if _is_namespace(str(namespace)):
-                netns.remove(str(namespace))
-            namespace.unlink(missing_ok=True)
+            (directory / "launch.json").unlink(missing_ok=True)  # from here on it is not prepared
+            netns.remove(self._netns(task_id))
             cgroup.remove(task_id)
             if directory.exists():
                 shutil.rmtree(directory)
         except OSError as error:
-            raise ExecutorError(f"cannot remove what is left of task {task_id}: {error}") from error
+            raise ExecutorError(f"task {task_id}: cannot remove what is left of it: {error}") from error
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def _netns(self, task_id: str) -> str:
         return f"{self._netns_dir}/mesh-t-{task_id}"
 
-    def _spec(self, launch: Launch) -> ProcessSpec:
-        if launch.spec.process is None:
-            raise ExecutorError(f"{launch.hostname} is a container, and this node runs only processes")
-        return launch.spec.process
+    def _read(self, task_id: str, file: str) -> dict[str, Any] | None:
+        return records.read(str(self._tasks / task_id / file))
 
-    def _shim(self, task_id: str) -> int | None:
-        """The shim's pid while it lives."""
-        return self._running(task_id, "shim.json")
-
-    def _running(self, task_id: str, file: str) -> int | None:
+    def _living(self, task_id: str, file: str) -> int | None:
         """The pid in one of the shim's files, while that very process lives."""
-        written = _read_json(self._tasks / task_id / file)
-        if written is None:
-            return None
+        return records.living(self._read(task_id, file))
+
+    @contextlib.contextmanager
+    def _open(self, task_id: str, file: str) -> Iterator[int | None]:
+        """A pidfd of the living process in one of the shim's files, or None."""
+        record = self._read(task_id, file)
+        pid = records.living(record)
+        descriptor = None
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
         try:
-            return int(written["pid"]) if namespaces.start_time(written["pid"]) == written["start"] else None
-        except OSError:
-            return None
+            # Looked at again: now the descriptor keeps the pid from being given to another process.
+            yield descriptor if records.living(record) is not None else None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _is_prepared(self, task_id: str) -> bool:
+        return self._read(task_id, "launch.json") is not None and netns.exists(self._netns(task_id))
+
+    def _was_started(self, task_id: str) -> bool:
+        """A shim was seen, and the task is not half removed."""
+        return self._read(task_id, "launch.json") is not None and self._read(task_id, "shim.json") is not None
 
     def _exit(self, task_id: str) -> Exit | None:
-        written = _read_json(self._tasks / task_id / "exit.json")
+        written = self._read(task_id, "exit.json")
         return Exit(int(written["code"]), str(written["message"])) if written is not None else None
 
 
+def _spec(launch: Launch) -> ProcessSpec:
+    if launch.spec.process is None:
+        raise ExecutorError(f"task {launch.hostname}: it is a container, and this node runs only processes")
+    return launch.spec.process
+
+
+def _check(launch: Launch, spec: ProcessSpec) -> None:
+    """Say early what the shim would find out at start. Raises ExecutorError."""
+    if spec.rootfs:
+        if not os.path.isdir(spec.rootfs):
+            raise ExecutorError(f"task {launch.hostname}: root file system {spec.rootfs} does not exist on this node")
+        return
+    name = spec.command[0]
+    search = spec.env.get("PATH", DEFAULT_PATH)
+    if (os.path.isabs(name) or "/" not in name) and shutil.which(name, path=search) is None:
+        missing = "not found" if not os.path.exists(name) or "/" not in name else "cannot be executed"
+        raise ExecutorError(f'task {launch.hostname}: command "{name}" {missing} on this node')
+
+
 def _files(launch: Launch) -> dict[str, str]:
-    """The task's own files in /etc."""
+    """The task's own files in /etc. Its own name is left to the name server, which knows its address."""
     resolver = "".join(f"nameserver {address}\n" for address in launch.nameservers)
     if launch.search:
         resolver += f"search {' '.join(launch.search)}\noptions ndots:1\n"
     return {
         "resolv.conf": resolver,
         "hostname": f"{launch.hostname}\n",
-        "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
+        "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
     }
 
 
-def _run_shim(directory: Path, name: str) -> int:
-    """Start a shim and hear how it went. Raises ExecutorError with its sentence."""
+def _run_shim(directory: Path) -> str:
+    """Start a shim and hear how it went: its line, or "" if it says none. Raises OSError, TimeoutExpired."""
     status, status_end = os.pipe()
-    try:
-        command = [sys.executable, "-I", str(_SHIM), str(directory), str(status_end)]
-        with open(directory / "shim.log", "ab") as log:
-            subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(status_end,), check=False,
-                timeout=START_TIMEOUT_S, cwd="/",
-            )  # fmt: skip
-        os.close(status_end)
-        status_end = -1
-        answer = _read_line(status, START_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ExecutorError(f"cannot start {name}: {error}") from error
-    finally:
-        os.close(status)
-        if status_end >= 0:
+    with os.fdopen(status, "rb") as answer:
+        try:
+            command = [sys.executable, "-I", "-S", str(_SHIM), str(directory), str(status_end)]
+            with open(directory / "shim.log", "ab") as log:
+                subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(status_end,), check=False,
+                    timeout=START_TIMEOUT_S, cwd="/",
+                )  # fmt: skip
+        finally:
             os.close(status_end)
-    word, _, rest = answer.partition(" ")
-    if word == "ok":
-        return int(rest)
-    raise ExecutorError(f"cannot start {name}: {rest or f'its shim failed, see {directory}/shim.log'}")
-
-
-def _read_line(descriptor: int, timeout_s: float) -> str:
-    """One line from a pipe, "" at its end or after `timeout_s`."""
-    data = b""
-    while not data.endswith(b"\n"):
-        ready, _, _ = select.select([descriptor], [], [], timeout_s)
-        part = os.read(descriptor, 4096) if ready else b""
-        if not part:
-            break
-        data += part
-    return data.decode(errors="replace").strip()
-
-
-async def _process_end(pid: int) -> None:
-    """Return when a process, ours or not, has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-
-async def _ends_within(pid: int, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await _process_end(pid)
-    except TimeoutError:
-        return False
-    return True
+        # One line, written at once and shorter than a pipe's buffer.
+        ready, _, _ = select.select([answer], [], [], START_TIMEOUT_S)
+        return answer.readline().decode(errors="replace").strip() if ready else ""
 
 
 def _signal(name: str) -> signal.Signals:
@@ -268,21 +267,26 @@ def _signal(name: str) -> signal.Signals:
     return signal.Signals[full] if full in signal.Signals.__members__ else signal.SIGTERM
 
 
-def _path(spec: ProcessSpec) -> str:
-    return spec.env.get("PATH", DEFAULT_PATH)
+def _send(process: int, number: signal.Signals) -> None:
+    """Signal a process by pidfd; one that has ended is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, number)
 
 
-def _is_namespace(path: str) -> bool:
-    """Whether a path is a bound namespace, not the empty file that an unmount or a reboot leaves behind."""
+async def _ended(process: int) -> None:
+    """Return when the process of a pidfd, ours or not, has ended."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process, ended.set)
     try:
-        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
-    except OSError:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process)
+
+
+async def _ends_within(process: int, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _ended(process)
+    except TimeoutError:
         return False
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value
+    return True

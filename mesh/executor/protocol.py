@@ -46,6 +46,10 @@ class Exit:
     message: str = ""
 
 
+LOST = Exit(137, "its shim vanished: the machine was restarted, or somebody killed it")
+NEVER = Exit(137, "it was never started")
+
+
 @dataclass(frozen=True, slots=True)
 class Adopted:
     """A task that was there when the daemon started."""
