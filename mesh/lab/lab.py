@@ -60,6 +60,10 @@ class Lab:
         self.name, self.directory = name, root / name
         self._file = self.directory / "lab.json"
 
+    def exists(self) -> bool:
+        """Whether the lab is there, whole or half."""
+        return self._file.exists()
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     def up(self, hosts: int) -> None:
