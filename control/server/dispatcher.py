@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -42,7 +43,13 @@ from control.store.store import Commit, Resync, Store
 from control.store.tables import Snapshot
 from control.store.txn import Put
 
+log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+# The status of a stream goes behind what was written to it; a node that does not read never gets it.
+ABORT_TIMEOUT_S = 1.0
 
 
 class _StreamEnd(Exception):
@@ -58,8 +65,9 @@ class _Outbox:
 
     def __init__(self) -> None:
         self.messages: deque[pb.ManagerMessage] = deque()
-        self.end: _StreamEnd | None = None
         self.news = asyncio.Event()
+        self._end: _StreamEnd | None = None
+        self._has_ended = asyncio.Event()
 
     def put(self, message: pb.ManagerMessage) -> None:
         self.messages.append(message)
@@ -67,8 +75,14 @@ class _Outbox:
 
     def close(self, end: _StreamEnd) -> None:
         self.messages.clear()
-        self.end = end
-        self.news.set()
+        self._end = end
+        self._has_ended.set()
+
+    async def ended(self) -> None:
+        """Raises the end when it has come, also while the writer is stuck with a node that does not read."""
+        await self._has_ended.wait()
+        assert self._end is not None
+        raise self._end
 
 
 class DispatcherService(DispatcherServicer):
@@ -109,6 +123,11 @@ class DispatcherService(DispatcherServicer):
         """What is going on; None while this manager does not lead."""
         return self._core.status() if self._core is not None else None
 
+    @property
+    def open_streams(self) -> int:
+        """Streams that have a handler, also those that the core has given up already."""
+        return len(self._outboxes)
+
     def caught_up(self, node_id: str, version: int) -> bool:
         """Whether a node's kernel holds all that concerns it up to a store version."""
         return self._core is not None and self._core.caught_up(node_id, version)
@@ -126,6 +145,7 @@ class DispatcherService(DispatcherServicer):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_stream(stream, context))
                 group.create_task(self._write_stream(stream, outbox, context))
+                group.create_task(outbox.ended())
         except* _StreamEnd as errors:
             ends = [error for error in errors.exceptions if isinstance(error, _StreamEnd)]
         finally:
@@ -133,7 +153,14 @@ class DispatcherService(DispatcherServicer):
             self._feed(Closed(stream))
         for end in ends:
             if end.code:
+                await self._abort(context, end)
+
+    async def _abort(self, context: Context, end: _StreamEnd) -> None:
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await context.abort(grpc.StatusCode[end.code], end.sentence)
+        except TimeoutError:  # gRPC keeps the stream, with one message, until the node's connection ends
+            log.warning("a node does not read its stream", extra={"peer": context.peer(), "reason": end.sentence})
 
     async def _read_stream(self, stream: int, context: Context) -> None:
         while True:
@@ -154,8 +181,6 @@ class DispatcherService(DispatcherServicer):
             while outbox.messages:
                 await context.write(outbox.messages.popleft())
                 self._feed(Sent(stream))
-            if outbox.end is not None:
-                raise outbox.end
 
     # --- feeding the core -------------------------------------------------------------------------------------------
 

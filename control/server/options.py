@@ -6,8 +6,9 @@ from __future__ import annotations
 REQUEST_MAX_BYTES = 4 << 20
 # The largest answer: a complete set of assignments, or a list (api.LIST_MAX_BYTES). Callers must allow it, too.
 REPLY_MAX_BYTES = 64 << 20
-# Streams of one connection; a daemon needs a session and a few calls of its users.
-STREAMS_PER_CONNECTION_MAX = 512
+# Streams of one connection; a daemon needs a session and a few calls of its users. What a peer does not read is kept
+# with its stream, so this also bounds what one connection can cost.
+STREAMS_PER_CONNECTION_MAX = 64
 # Calls and streams of all: a session of each of 5,000 nodes, and calls besides.
 CALLS_MAX = 8192
 # A peer that is gone without a word (cut cable) is noticed after at most this; sessions have their own heartbeat.

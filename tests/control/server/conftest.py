@@ -142,11 +142,13 @@ async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncI
     term = await store.leading()
     async with asyncio.TaskGroup() as group:
         running = group.create_task(dispatcher.run(term)) if dispatch else None
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Manager(store, backend, channel, dispatcher)
-        await server.stop(0)
-        if running is not None:
-            running.cancel()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield Manager(store, backend, channel, dispatcher)
+        finally:
+            await server.stop(0)
+            if running is not None:
+                running.cancel()
     await store.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import grpc
 import msgspec
 import pytest
 
+from control.dispatcher import sessions
 from control.lifecycle import TaskState, Writer
 from control.model import (
     Network,
@@ -66,6 +68,10 @@ class Session:
 
 
 def task(number: int, node: int, **fields: Any) -> Task:
+    defaults: dict[str, Any] = {
+        "status": TaskStatus(state=S.ASSIGNED),
+        "addresses": (TaskAddress(network_id="web", address=f"10.128.0.{number + 9}"),),
+    }
     return Task(
         id=f"task{number}",
         service_id="api",
@@ -73,8 +79,7 @@ def task(number: int, node: int, **fields: Any) -> Task:
         slot=number,
         node_id=f"node{node}",
         spec=TaskSpec(process=ProcessSpec(command=("true",))),
-        addresses=(TaskAddress(network_id="web", address=f"10.128.0.{number + 9}"),),
-        **({"status": TaskStatus(state=S.ASSIGNED)} | fields),
+        **(defaults | fields),
     )
 
 
@@ -229,9 +234,7 @@ async def test_junk_to_the_other_services(cluster: Any) -> None:
 
 async def test_sessions_end_with_the_leadership(cluster: Any, kit: Any) -> None:
     async with kit.serving([kit.cluster(), kit.node(1)], dispatch=False) as follower:
-        session = Session(follower)
-        await session.say(hello=pb.Hello(node_id="node1", secret="secret1"))
-        assert await session.end() == ("UNAVAILABLE", "this manager does not lead the cluster")
+        assert await Session(follower).end() == ("UNAVAILABLE", "this manager does not lead the cluster")
         term = await follower.store.leading()
         async with asyncio.TaskGroup() as group:
             running = group.create_task(follower.dispatcher.run(term))
@@ -253,3 +256,22 @@ async def test_a_full_disk_is_waited_for(cluster: Any, monkeypatch: pytest.Monke
     assert (await session.hear("status_ack")).number == 1
     assert cluster.get(Task, "task1").status.state == S.RUNNING
     session.call.cancel()
+
+
+async def test_a_node_that_does_not_read_is_cut_off(kit: Any) -> None:
+    """Its stream is full, so nothing more can be written to it, not even how it ended."""
+    long = Network(id="long", spec=NetworkSpec(name="long", labels={"x": "y" * 16_000_000}), vni=4097)
+    addresses = (TaskAddress(network_id="long", address="10.0.0.9"),)
+    objects = [kit.cluster(), kit.node(1), long, task(1, 1, addresses=addresses)]
+    async with kit.serving(objects) as manager:
+        session = Session(manager)
+        description = msgspec.msgpack.encode(NodeDescription(hostname="h1"))
+        hello = pb.Hello(node_id="node1", secret="secret1", description=description)
+        await session.say(hello=hello)
+        await until(lambda: manager.dispatcher.status().sessions == 1)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            for _ in range(sessions.UNREAD_MAX + 10):
+                await session.say(heartbeat=pb.Heartbeat())
+        await until(lambda: manager.dispatcher.status().counters.get("slow") == 1)
+        await until(lambda: manager.dispatcher.open_streams == 0)
+        session.call.cancel()
