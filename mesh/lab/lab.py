@@ -1,41 +1,54 @@
-"""A lab: hosts as bundles of namespaces, joined by a switch, with an outside client. Blocking; used by the command.
+"""A lab: hosts as bundles of namespaces, joined by a switch, with an outside client. Blocking; used by `mesh lab`.
 
-Everything of a lab is below `<root>/<name>`: `lab.json` says which processes are its hosts (pid and start time, so
-that only they are ever killed), `h1/disk` is a host's disk, `h1/meshd.log` its daemon's log. The switch is a namespace
-with a bridge (10.66.0.0/24) that also routes to the client's network (198.51.100.0/24), so an outside address is really
-outside. Nothing is added to the machine's own namespaces.
+Everything of a lab is below `<root>/<name>`: `lab.json` (what runs in its hosts), and for each host a directory with
+`init.json` (its first process, by pid, start time and boot, so that only that is ever killed), `disk` (its
+/var/lib/meshd), `meshd.log`. The switch is a namespace with a bridge (10.66.0.0/24) that also routes to the client's
+network (192.0.2.0/24), so an outside address is really outside. Nothing is added to the machine's own namespaces.
+
+    h1 10.66.0.11 ─┐
+    h2 10.66.0.12 ─┼─ br0 10.66.0.1 [ switch ] 192.0.2.1 ── 192.0.2.2 client
+    h3 10.66.0.13 ─┘
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import functools
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.executor.namespaces import start_time
+from mesh.executor import records
+from mesh.executor.namespaces import started
 
-# Not below /run, of which every host has its own: the same path must lead to a host's disk inside and outside.
+# Not below /run, which is memory, and of which every host has its own.
 ROOT = Path("/var/lib/mesh-lab")
+GROUPS = Path("/sys/fs/cgroup")
 MAX_HOSTS = 20  # each is a daemon of some 60 MB, and two cores share them all
-UNDERLAY = "10.66.0."
 GATEWAY = "10.66.0.1"
-CLIENT_ADDRESS = "198.51.100.2"
-CLIENT_GATEWAY = "198.51.100.1"
+CLIENT_ADDRESS = "192.0.2.2"
+CLIENT_GATEWAY = "192.0.2.1"
 SWITCH, CLIENT = "switch", "client"
-# A host's first process is up in a fraction of this, also on a busy machine.
+# A host's first process is up in a fraction of this, also on a busy machine; so is a link.
 BOOT_TIMEOUT_S = 15.0
 # A daemon answers on its socket within this time; Python alone needs half a second on a busy core.
 DAEMON_TIMEOUT_S = 30.0
-POLL_S = 0.05
+KILL_TIMEOUT_S = 15.0
+POLL_S = 0.02
+LOG_MAX_BYTES = 10 << 20  # a daemon's log that has grown beyond is begun anew when the daemon is
 _BIN = Path(sys.executable).parent  # where `mesh` and `meshd` are installed
+_INIT = Path(__file__).with_name("init.py")
+# Runs a daemon as a child of the host's first process, with its output in the log, and says its pid in the host.
+_SPAWN = 'setsid "$0" "$@" </dev/null >&2 & echo $!'
 
 
 class LabError(Exception):
@@ -43,248 +56,370 @@ class LabError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Daemon:
+    """What runs in every host. `{host}` in the command is its name; `socket` is where it listens when it is ready."""
+
+    command: tuple[str, ...]
+    socket: str = ""
+
+
+MESHD = Daemon((str(_BIN / "meshd"), "--node-name", "{host}", "--log-format", "text"), "/run/meshd/meshd.sock")
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
-    """One row of `mesh lab status`."""
+    """One row of `mesh lab status`. `pid` is the host's first process, 0 when it is off."""
 
     name: str
     address: str
     state: str  # "up", "off"
-    daemon: str  # "running", "stopped"
+    daemon: str  # "running", "stopped", "" where none belongs
     pid: int
 
 
 class Lab:
-    """One lab by name."""
+    """One lab by name. Every method may raise LabError."""
 
     def __init__(self, name: str = "lab", root: Path = ROOT) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+            raise LabError(f'"{name}" is no name for a lab: up to 31 small letters, digits and hyphens')
         self.name, self.directory = name, root / name
-        self._file = self.directory / "lab.json"
-
-    def exists(self) -> bool:
-        """Whether the lab is there, whole or half."""
-        return self._file.exists()
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def up(self, hosts: int) -> None:
-        """Make switch, client and hosts, and start a daemon in each. On failure nothing is left."""
-        if os.geteuid() != 0:
-            raise LabError("a lab needs root: it makes namespaces")
+    def up(self, hosts: int, daemon: Daemon = MESHD, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Make switch, client and hosts, and start the daemon in each. On failure nothing is left."""
+        _need_root()
         if not 1 <= hosts <= MAX_HOSTS:
             raise LabError(f"a lab has 1 to {MAX_HOSTS} hosts, not {hosts}")
-        if self._file.exists():
-            raise LabError(f'lab "{self.name}" is already there: mesh lab down')
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True)
+        except FileExistsError:
+            raise LabError(f'lab "{self.name}" is up already, or was not taken down: {self._hint("down")}') from None
+        except OSError as error:
+            raise LabError(f"cannot make {self.directory}: {error.strerror}") from error
+        try:
+            names = [f"h{number}" for number in range(1, hosts + 1)]
+            saved = {"hosts": names, "command": list(daemon.command), "socket": daemon.socket}
+            records.write(str(self.directory / "lab.json"), saved)
+            tell("switch and client")
             self._make_switch()
-            for number in range(1, hosts + 1):
-                self.start(f"h{number}")
+            for name in names:
+                tell(f"{name} at {self.address(name)}")
+                self._power_on(name)
+                self._spawn(name)
+            for name in names:
+                tell(f"{name} waits for its daemon")
+                self._await_daemon(name)
         except BaseException:
             self.down()
             raise
 
     def down(self) -> None:
-        """Kill every host and remove every file. May be repeated, also after a crash in the middle of `up`."""
-        for name, (pid, started) in self._processes().items():
-            _kill(pid, started, f"lab host {name}")
-        if self.directory.exists():
+        """Kill every host and remove every file. May be repeated, also after a crash in the middle of anything."""
+        _need_root()
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()] if self.directory.is_dir() else []
+        self._kill(names)
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.directory)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # other labs are in it, or it is not there
             self.directory.parent.rmdir()
 
     def start(self, host: str) -> None:
         """Boot a host with its disk, and its daemon."""
-        self._check_name(host)
+        self._check(host)
         if self._pid(host) is not None:
             raise LabError(f"{host} is up already")
-        (self.directory / host / "disk").mkdir(parents=True, exist_ok=True)
-        pid = self._boot(host, full=True)
-        self._net(SWITCH, "ip", "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        self._net(SWITCH, "ip", "link", "set", host, "master", "br0", "up")
-        self._net(host, "ip", "link", "set", "lo", "up")
-        self._net(host, "ip", "address", "add", f"{self.address(host)}/24", "dev", "eth0")
-        self._net(host, "ip", "link", "set", "eth0", "up")
-        self._net(host, "ip", "route", "add", "default", "via", GATEWAY)
+        self._power_on(host)
         self.start_daemon(host)
 
     def kill(self, host: str) -> None:
         """Power off: everything in the host dies at once. Its disk stays."""
-        self._check_name(host)
-        pid, started = self._processes().get(host, (0, 0))
-        if not pid or not _is(pid, started):
+        self._check(host)
+        if self._pid(host) is None:
             raise LabError(f"{host} is off already")
-        _kill(pid, started, f"lab host {host}")
+        self._kill([host])
+        self._unplug(host)
 
     def start_daemon(self, host: str) -> None:
-        """Start meshd in a host and wait until it answers."""
-        log = self.directory / host / "meshd.log"
-        script = 'echo $$ > /run/meshd.pid; exec "$0" "$@"'
-        disk = str(self.directory / host / "disk")
-        command = [str(_BIN / "meshd"), "--state-dir", disk, "--node-name", host, "--log-format", "text"]
-        with open(log, "ab") as output:
-            subprocess.Popen(
-                [*self._enter(host), "sh", "-c", script, *command],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=self._environment(),
-            )  # fmt: skip
-        deadline = time.monotonic() + DAEMON_TIMEOUT_S
-        while not self._daemon_answers(host):
-            if time.monotonic() > deadline or (self._daemon(host) is None and log.stat().st_size):
-                last = log.read_text(errors="replace").strip().rpartition("\n")[2]
-                raise LabError(f"meshd does not come up in {host}: {last or 'it says nothing'}")
-            time.sleep(POLL_S)
+        """Start the daemon of a host and wait until it answers."""
+        self._check(host)
+        if self.daemon_pid(host) is not None:
+            raise LabError(f"the daemon runs already in {host}")
+        self._spawn(host)
+        self._await_daemon(host)
+
+    def stop_daemon(self, host: str) -> None:
+        """End the daemon in order (SIGTERM); tasks and the kernel stay as they are."""
+        self._end_daemon(host, signal.SIGTERM)
 
     def kill_daemon(self, host: str) -> None:
-        """kill -9 of meshd alone; tasks and the kernel stay as they are."""
-        pid = self._daemon(host)
-        if pid is None:
-            raise LabError(f"no meshd runs in {host}")
-        self.exec(host, ["kill", "-9", str(pid)])
-        while self._daemon(host) is not None:
-            time.sleep(POLL_S)
+        """kill -9 of the daemon alone; tasks and the kernel stay as they are."""
+        self._end_daemon(host, signal.SIGKILL)
+
+    def restart_daemon(self, host: str) -> None:
+        """End the daemon in order, if it runs, and start it again."""
+        self._check(host)
+        if self.daemon_pid(host) is not None:
+            self.stop_daemon(host)
+        self.start_daemon(host)
 
     # --- use --------------------------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        """Whether there is something to take down."""
+        return self.directory.exists()
+
     def hosts(self) -> list[str]:
         """All hosts that the lab has, on or off, in order."""
-        if not self._file.exists():
-            raise LabError(f'there is no lab "{self.name}": mesh lab up')
-        names = [d.name for d in self.directory.iterdir() if d.name.startswith("h") and (d / "disk").is_dir()]
-        return sorted(names, key=lambda name: int(name[1:]))
+        saved = records.read(str(self.directory / "lab.json"))
+        if saved is None:
+            raise LabError(f'there is no lab "{self.name}": {self._hint("up")}')
+        return [str(name) for name in saved["hosts"]]
 
     def address(self, host: str) -> str:
         """The underlay address of a host, or the client's."""
-        return CLIENT_ADDRESS if host == CLIENT else f"{UNDERLAY}{10 + int(host[1:])}"
+        return CLIENT_ADDRESS if host == CLIENT else f"10.66.0.{10 + int(host[1:])}"
+
+    def log(self, host: str) -> Path:
+        """Where the daemon of a host logs to."""
+        return self.directory / host / "meshd.log"
 
     def status(self) -> list[HostStatus]:
         """Every host and the client."""
+        _need_root()
         rows = []
-        for name in [*self.hosts(), CLIENT]:
+        for name in (*self.hosts(), CLIENT):
             pid = self._pid(name)
-            daemon = "running" if pid is not None and name != CLIENT and self._daemon(name) else "stopped"
+            daemon = "running" if self.daemon_pid(name) is not None else "stopped"
             state = "up" if pid is not None else "off"
             rows.append(HostStatus(name, self.address(name), state, "" if name == CLIENT else daemon, pid or 0))
         return rows
 
+    def daemon_pid(self, host: str) -> int | None:
+        """The daemon's pid as its host sees it, while it runs."""
+        init, record = self._pid(host), records.read(str(self.directory / host / "daemon.json"))
+        if init is None or record is None or record["init"] != init or record["start"] is None:
+            return None
+        return (
+            int(record["pid"]) if started(f"/proc/{init}/root/proc/{record['pid']}/stat") == record["start"] else None
+        )
+
     def command(self, host: str, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The command line and environment that run `argv` inside a host."""
-        return [*self._enter(host), *argv], self._environment()
+        """The command line and environment that run `argv` inside a host or the client."""
+        _need_root()
+        return [*self._enter(host), *argv], _environment()
 
     def exec(self, host: str, argv: Sequence[str], timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
-        """Run a command inside a host (or "client") and return what it said."""
-        command, environment = self.command(host, argv)
+        """Run a command inside a host (or "client") and return what it said. Raises subprocess.TimeoutExpired."""
+        command, environment = self.command(host, ["setpriv", "--pdeathsig", "KILL", "--", *argv])
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=False, env=environment,
+            command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, env=environment,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
-    # --- inside -----------------------------------------------------------------------------------------------------
+    # --- hosts ------------------------------------------------------------------------------------------------------
 
     def _make_switch(self) -> None:
-        self._boot(SWITCH, full=False)
-        client = self._boot(CLIENT, full=False)
-        for command in (
-            ("ip", "link", "set", "lo", "up"),
-            ("ip", "link", "add", "br0", "type", "bridge"),
-            ("ip", "address", "add", f"{GATEWAY}/24", "dev", "br0"),
-            ("ip", "link", "set", "br0", "up"),
-            ("sysctl", "-qw", "net.ipv4.ip_forward=1"),
-            ("ip", "link", "add", "client", "type", "veth", "peer", "name", "eth0", "netns", str(client)),
-            ("ip", "address", "add", f"{CLIENT_GATEWAY}/24", "dev", "client"),
-            ("ip", "link", "set", "client", "up"),
-        ):
-            self._net(SWITCH, *command)
-        for command in (
-            ("ip", "link", "set", "lo", "up"),
-            ("ip", "address", "add", f"{CLIENT_ADDRESS}/24", "dev", "eth0"),
-            ("ip", "link", "set", "eth0", "up"),
-            ("ip", "route", "add", "default", "via", CLIENT_GATEWAY),
-        ):
-            self._net(CLIENT, *command)
+        self._boot(SWITCH)
+        client = self._boot(CLIENT)
+        self._net(SWITCH, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        self._ip(
+            SWITCH,
+            "link set lo up",
+            "link add br0 type bridge",
+            f"address add {GATEWAY}/24 dev br0",
+            "link set br0 up",
+            f"link add client type veth peer name eth0 netns {client}",
+            f"address add {CLIENT_GATEWAY}/24 dev client",
+            "link set client up",
+        )
+        self._configure(CLIENT, CLIENT_GATEWAY)
 
-    def _boot(self, name: str, *, full: bool) -> int:
+    def _power_on(self, host: str) -> None:
+        (self.directory / host / "disk").mkdir(parents=True, exist_ok=True)
+        pid = self._boot(host, "full")
+        self._unplug(host)  # what is left of the last time goes by itself, but not at once
+        hardware = f"02:00:0a:42:00:{10 + int(host[1:]):02x}"  # a machine keeps it over a reboot, and peers remember it
+        plug = f"link add {host} type veth peer name eth0 address {hardware} netns {pid}"
+        self._ip(SWITCH, plug, f"link set {host} master br0", f"link set {host} up")
+        self._configure(host, GATEWAY)
+
+    def _configure(self, name: str, gateway: str) -> None:
+        self._ip(
+            name,
+            "link set lo up",
+            f"address add {self.address(name)}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via {gateway}",
+        )
+
+    def _unplug(self, host: str) -> None:
+        """Take a host's cable out of the switch, if there is one."""
+        with contextlib.suppress(LabError):
+            self._ip(SWITCH, f"link del {host}")
+
+    def _boot(self, name: str, *options: str) -> int:
+        """Start a host's first process; its pid."""
         directory = self.directory / name
-        directory.mkdir(parents=True, exist_ok=True)
-        init = Path(__file__).with_name("init.py")
-        command = [sys.executable, "-I", str(init), name, *(["full"] if full else [])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BOOT_TIMEOUT_S, check=False)
-        if done.returncode:
-            raise LabError(f"cannot boot {name}: {done.stderr.strip()}")
-        pid = int(done.stdout)
-        self._record(name, pid)
+        directory.mkdir(exist_ok=True)
+        command = [sys.executable, "-I", "-S", str(_INIT), str(directory), name, self._group(name), *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=BOOT_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        )
+        pid = self._pid(name)
+        if done.returncode or pid is None:
+            raise LabError(f"cannot boot {name}: {done.stderr.strip() or 'its first process died'}")
         return pid
 
-    def _record(self, name: str, pid: int) -> None:
-        processes = self._processes() | {name: (pid, start_time(pid))}
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps({"processes": processes}))
-        os.replace(temporary, self._file)
+    def _kill(self, names: Iterable[str]) -> None:
+        """Kill hosts if their first processes are those that were recorded, and wait until nothing of them is left."""
+        living = {name: pid for name in names if (pid := self._pid(name)) is not None}
+        for pid in living.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for name, pid in living.items():
+            _until(functools.partial(self._is_off, name), KILL_TIMEOUT_S, f"{name} (process {pid}) does not end")
+        for name in names:
+            _remove_groups(self._group(name))
 
-    def _processes(self) -> dict[str, tuple[int, int]]:
-        try:
-            saved = json.loads(self._file.read_text())["processes"]
-        except FileNotFoundError:
-            return {}
-        return {name: (int(pid), int(started)) for name, (pid, started) in saved.items()}
+    def _is_off(self, name: str) -> bool:
+        return self._pid(name) is None
+
+    def _group(self, host: str) -> str:
+        """The name of a host's control groups."""
+        return f"mesh-lab.{self.name}.{host}"
 
     def _pid(self, name: str) -> int | None:
         """The first process of a host, while it lives."""
-        pid, started = self._processes().get(name, (0, 0))
-        return pid if pid and _is(pid, started) else None
+        return records.living(records.read(str(self.directory / name / "init.json")))
 
-    def _daemon(self, host: str) -> int | None:
-        """The pid of meshd as the host sees it."""
-        look = self.exec(host, ["sh", "-c", 'p=$(cat /run/meshd.pid) && grep -aq meshd "/proc/$p/cmdline" && echo $p'])
-        return int(look.stdout) if look.stdout.strip().isdigit() else None
+    # --- daemons ----------------------------------------------------------------------------------------------------
 
-    def _daemon_answers(self, host: str) -> bool:
-        return (
-            self.exec(host, ["test", "-S", "/run/meshd/meshd.sock"]).returncode == 0 and self._daemon(host) is not None
-        )
+    def _spawn(self, host: str) -> None:
+        """Start the daemon of a host."""
+        saved = records.read(str(self.directory / "lab.json")) or {}
+        command = [str(word).replace("{host}", host) for word in saved["command"]]
+        log = self.log(host)
+        if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
+            log.unlink()
+        with open(log, "ab") as output:
+            done = subprocess.run(
+                [*self._enter(host), "sh", "-c", _SPAWN, *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, env=_environment(), check=False,
+                timeout=BOOT_TIMEOUT_S,
+            )  # fmt: skip
+        if done.returncode:
+            raise LabError(f"cannot start a daemon in {host}: {_last_line(log)}")
+        pid, init = int(done.stdout), self._pid(host)
+        start = started(f"/proc/{init}/root/proc/{pid}/stat")
+        records.write(str(self.directory / host / "daemon.json"), {"pid": pid, "start": start, "init": init})
+
+    def _await_daemon(self, host: str) -> None:
+        """Wait until the daemon of a host answers."""
+        path = (records.read(str(self.directory / "lab.json")) or {}).get("socket", "")
+
+        def ready() -> bool:
+            if self.daemon_pid(host) is None:
+                raise LabError(f"the daemon does not come up in {host}: {_last_line(self.log(host))}")
+            return not path or _answers(f"/proc/{self._pid(host)}/root{path}")
+
+        _until(ready, DAEMON_TIMEOUT_S, f"the daemon in {host} does not answer, see {self.log(host)}")
+
+    def _end_daemon(self, host: str, number: signal.Signals) -> None:
+        self._check(host)
+        pid = self.daemon_pid(host)
+        if pid is None:
+            raise LabError(f"no daemon runs in {host}")
+        self.exec(host, ["kill", f"-{number.value}", str(pid)])
+        _until(lambda: self.daemon_pid(host) is None, KILL_TIMEOUT_S, f"the daemon in {host} does not end")
+
+    # --- the way in -------------------------------------------------------------------------------------------------
 
     def _enter(self, host: str) -> list[str]:
-        if not self._file.exists():
-            raise LabError(f'there is no lab "{self.name}": mesh lab up')
+        known = (*self.hosts(), CLIENT)
+        if host not in known:
+            raise LabError(f'lab "{self.name}" has no host "{host}": there are {", ".join(known)}')
         pid = self._pid(host)
         if pid is None:
-            known = host in (*self.hosts(), CLIENT)
-            raise LabError(f"{host} is off" if known else f'lab "{self.name}" has no host "{host}"')
+            raise LabError(f"{host} is off: {self._hint(f'start {host}')}")
         return ["nsenter", "-t", str(pid), "-n", "-m", "-u", "-i", "-p", "--"]
 
-    def _net(self, name: str, *argv: str) -> None:
-        """Run a command of the outside in a host's network namespace."""
-        pid = self._pid(name)
+    def _net(self, name: str, *argv: str, script: str = "") -> None:
+        """Run a command of the machine in a host's network namespace."""
         done = subprocess.run(
-            ["nsenter", "-t", str(pid), "-n", "--", *argv], capture_output=True, text=True, check=False
-        )
+            ["nsenter", "-t", str(self._pid(name) or ""), "-n", "--", *argv],
+            capture_output=True, text=True, check=False, input=script, timeout=BOOT_TIMEOUT_S,
+        )  # fmt: skip
         if done.returncode:
-            raise LabError(f"cannot wire {name}: {' '.join(argv)}: {done.stderr.strip()}")
+            raise LabError(f"cannot wire {name}: {done.stderr.strip()}")
 
-    def _environment(self) -> dict[str, str]:
-        keep = {key: value for key, value in os.environ.items() if not key.startswith(("MESH", "NOTIFY"))}
-        return keep | {"PATH": f"{_BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    def _ip(self, name: str, *lines: str) -> None:
+        self._net(name, "ip", "-batch", "-", script="\n".join(lines) + "\n")
 
-    def _check_name(self, host: str) -> None:
-        if not (host.startswith("h") and host[1:].isdigit() and 1 <= int(host[1:]) <= MAX_HOSTS):
-            raise LabError(f'no host is called "{host}": they are h1 to h{MAX_HOSTS}')
-        if not self._file.exists():
-            raise LabError(f'there is no lab "{self.name}": mesh lab up')
+    def _check(self, host: str) -> None:
+        _need_root()
+        hosts = self.hosts()
+        if host not in hosts:
+            raise LabError(f'lab "{self.name}" has no host "{host}": there are {", ".join(hosts)}')
 
-
-def _is(pid: int, started: int) -> bool:
-    try:
-        return start_time(pid) == started
-    except OSError:
-        return False
+    def _hint(self, verb: str) -> str:
+        return f"mesh lab {verb}" + (f" --name {self.name}" if self.name != "lab" else "")
 
 
-def _kill(pid: int, started: int, what: str) -> None:
-    """Kill a process if it is still the one that was recorded, and wait until it is gone."""
-    deadline = time.monotonic() + BOOT_TIMEOUT_S
-    while _is(pid, started):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise LabError("a lab needs root: it makes namespaces and enters them")
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, but for what configures a daemon or the `mesh` command of the machine itself."""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("MESH", "NOTIFY", "WATCHDOG"))}
+    return keep | {"PATH": f"{_BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _until(condition: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+    """Return when the condition holds. Raises LabError."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
         if time.monotonic() > deadline:
-            raise LabError(f"{what} (process {pid}) does not end")
+            raise LabError(complaint)
         time.sleep(POLL_S)
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on a UNIX socket; its file may outlive who did."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _last_line(log: Path) -> str:
+    """What a daemon said last."""
+    with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        return file.read().decode(errors="replace").strip().rpartition("\n")[2] or "it says nothing"
+    return "it says nothing"
+
+
+def _remove_groups(group: str) -> None:
+    """Remove a host's control groups, whose processes have been killed."""
+    hierarchies = [GROUPS, *(path for path in GROUPS.iterdir() if path.is_dir())] if GROUPS.is_dir() else []
+    for top in [hierarchy / group for hierarchy in hierarchies]:
+        for directory, _, _ in os.walk(top, topdown=False):
+            _until(functools.partial(_removed, directory), KILL_TIMEOUT_S, f"control group {directory} is in use")
+
+
+def _removed(group: str) -> bool:
+    try:
+        os.rmdir(group)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # the last process has not quite gone
+            raise LabError(f"cannot remove control group {group}: {error.strerror}") from error
+        return False
+    return True
