@@ -179,11 +179,6 @@ class Sessions:
             counters=dict(self._counters),
         )
 
-    def see(self, snapshot: Snapshot) -> None:
-        """Look up nodes and tasks in this snapshot from now on; its commits are yet to be received."""
-        if snapshot.version > self._snapshot.version:
-            self._snapshot = snapshot
-
     def applied(self, node_id: str) -> int:
         """The store version that a node's kernel holds; 0 if that is not known in this session."""
         node = self._nodes.get(node_id)
@@ -272,7 +267,6 @@ class Sessions:
         """The session of a node that has proved who it is."""
         del self._unnamed[stream.id]
         stream.node, node.stream = node, stream
-        node.applied, node.acks = 0, []
         node.period_s = self._period_s()
         node.state, node.due = "ready", now + GRACE_PERIODS * node.period_s
         self._next_due = min(self._next_due, node.due)
@@ -360,7 +354,7 @@ class Sessions:
     # --- the store --------------------------------------------------------------------------------------------------
 
     def _commit(self, event: Committed, now: float) -> None:
-        self.see(event.snapshot)
+        self._snapshot = event.snapshot
         self._version = event.version
         self._events += event.events
         if self._flush_at is None:
@@ -378,7 +372,7 @@ class Sessions:
                     pass
 
     def _resync(self, snapshot: Snapshot, now: float) -> None:
-        self.see(snapshot)
+        self._snapshot = snapshot
         self._version = snapshot.version
         self._events, self._rebuild = [], True
         if self._flush_at is None:

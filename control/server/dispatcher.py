@@ -170,8 +170,6 @@ class DispatcherService(DispatcherServicer):
                 raise _StreamEnd("INVALID_ARGUMENT", "the node sent something that cannot be read") from error
             if not isinstance(message, pb.NodeMessage):  # grpc.aio.EOF
                 raise _StreamEnd
-            if self._core is not None:
-                self._core.see(self._store.view())  # a node may be faster than the watch that tells of its joining
             self._feed(Heard(stream, message))
 
     async def _write_stream(self, stream: int, outbox: _Outbox, context: Context) -> None:

@@ -263,8 +263,8 @@ async def test_an_existing_state_is_not_overwritten(tmp_path: Path) -> None:
 
 
 async def test_what_an_interrupted_bootstrap_left_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "manager.new").mkdir()
-    (tmp_path / "manager.new" / "junk").write_bytes(b"half")
+    await bootstrap(tmp_path / "manager")
+    (tmp_path / "manager").rename(tmp_path / "manager.new")
     made = await bootstrap(tmp_path / "manager")
     assert cluster_of(tmp_path / "manager") == made.cluster_id
     assert [p.name for p in tmp_path.iterdir()] == ["manager"]

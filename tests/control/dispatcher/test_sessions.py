@@ -252,6 +252,21 @@ def test_a_node_that_comes_back_within_the_day_keeps_its_tasks(world: Any) -> No
     assert world.get(Task, "api1").status.state == S.RUNNING
 
 
+def test_a_node_that_comes_back_just_in_time_keeps_its_tasks(world: Any) -> None:
+    """It is said to be gone for good while another write is under way."""
+    world.hello(1, 2)
+    world.pass_time(20)
+    world.hold_writes = True
+    world.hello(2, 2)
+    (under_way,) = world.writes[-1:]
+    world.pass_time(10 + sessions.ORPHAN_AFTER_S)  # node1 is due; node2 fell silent again
+    world.hello(3, 1)
+    world.hold_writes = False
+    world.write(under_way)
+    assert world.get(Task, "api1").status.state == S.RUNNING
+    assert world.get(Node, "node1").status.state == "ready"
+
+
 def test_removing_a_node_ends_its_session_and_orphans_its_tasks(world: Any) -> None:
     world.hello(1, 2)
     world.delete(world.get(Node, "node2"))
@@ -415,6 +430,20 @@ def test_what_comes_during_a_write_goes_into_the_next(world: Any, make: Any) -> 
     assert {t: s.state for t, s in second.reports.items()} == {"new1": S.RUNNING}
     world.write(second)
     assert [m.status_ack.number for m in world.sent[1] if m.WhichOneof("message") == "status_ack"] == [1, 2, 3]
+
+
+def test_a_regression_does_not_undo_what_waits_to_be_written(world: Any, make: Any) -> None:
+    world.put(make.task("new", 1, 1, state=S.ASSIGNED))
+    world.hello(1, 1)
+    world.hold_writes = True
+    world.report(1, 1, api1=TaskStatus(state=S.RUNNING, pid=1))
+    first = world.writes[-1]
+    world.report(1, 2, new1=TaskStatus(state=S.RUNNING))
+    world.report(1, 3, new1=TaskStatus(state=S.STARTING), api1=TaskStatus(state=S.STARTING))
+    assert world.count("regressions") == 2
+    world.hold_writes = False
+    world.write(first)
+    assert world.get(Task, "new1").status.state == S.RUNNING
 
 
 def test_a_repeated_report_waits_for_the_write_that_carries_it(world: Any, make: Any) -> None:

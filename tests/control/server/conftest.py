@@ -83,9 +83,15 @@ class Manager:
     """The services, their store and clients of them."""
 
     def __init__(
-        self, store: Store, backend: FakeBackend, channel: grpc.aio.Channel, dispatcher: DispatcherService
+        self,
+        store: Store,
+        backend: FakeBackend,
+        decisions: asyncio.Lock,
+        channel: grpc.aio.Channel,
+        dispatcher: DispatcherService,
     ) -> None:
-        self.store, self.backend, self.channel, self.dispatcher = store, backend, channel, dispatcher
+        self.store, self.backend, self.decisions = store, backend, decisions
+        self.channel, self.dispatcher = channel, dispatcher
         self.control: Any = ControlStub(channel)
         self.membership: Any = MembershipStub(channel)
         self.sessions: Any = DispatcherStub(channel)
@@ -144,7 +150,7 @@ async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncI
         running = group.create_task(dispatcher.run(term)) if dispatch else None
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield Manager(store, backend, channel, dispatcher)
+                yield Manager(store, backend, decisions, channel, dispatcher)
         finally:
             await server.stop(0)
             if running is not None:

@@ -88,20 +88,43 @@ async def test_a_subnet_around_a_nodes_own_address(kit: Any) -> None:
         await manager.create_network("web", subnet="10.9.4.0/24")
 
 
-async def test_concurrent_creations_cannot_overlap(manager: Any) -> None:
-    """What each of them only read must still be true when it is written."""
+async def outcomes(manager: Any, *calls: Any) -> list[bool]:
+    """Which of these concurrent calls succeed, when none is durable before all have been made."""
 
-    async def attempt(name: str) -> bool:
+    async def attempt(call: Any) -> bool:
         try:
-            await manager.create_network(name, subnet="10.30.0.0/16")
+            await call
         except grpc.aio.AioRpcError:
             return False
         return True
 
+    manager.backend.hold()
     async with asyncio.TaskGroup() as group:
-        attempts = [group.create_task(attempt(f"n{i}")) for i in range(8)]
-    assert sum(a.result() for a in attempts) == 1
-    assert len(manager.store.view().all(Network)) == 1
+        attempts = [group.create_task(attempt(call)) for call in calls]
+        await asyncio.sleep(0.1)
+        manager.backend.release()
+    return [a.result() for a in attempts]
+
+
+async def test_concurrent_creations_cannot_overlap(quiet: Any) -> None:
+    """What each of them only read must still be true when it is written."""
+    found = await outcomes(quiet, *(quiet.create_network(f"n{i}", subnet="10.30.0.0/16") for i in range(4)))
+    assert sorted(found) == [False, False, False, True]
+    assert len(quiet.store.view().all(Network)) == 1
+
+
+async def test_a_network_is_not_removed_under_a_new_service(quiet: Any) -> None:
+    await quiet.create_network("web")
+    assert await outcomes(quiet, quiet.create_service("api", "web"), quiet.remove("network", "web")) in (
+        [True, False],
+        [False, True],
+    )
+
+
+async def test_a_machine_does_not_join_into_a_new_network(quiet: Any) -> None:
+    routed = msgspec.msgpack.encode(NodeDescription(hostname="h3", routes=("10.30.0.0/16",)))
+    found = await outcomes(quiet, quiet.create_network("web", subnet="10.30.0.0/16"), quiet.join(description=routed))
+    assert sorted(found) == [False, True]
 
 
 async def test_removal(manager: Any, kit: Any) -> None:

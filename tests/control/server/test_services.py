@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -308,6 +309,24 @@ async def test_removing_a_service_tells_its_tasks_to_go(manager: Any, count: int
     tasks = list(manager.store.view().all(Task))
     assert len(tasks) == count, "the reaper removes them when they have ended"
     assert {t.desired_state for t in tasks} <= {S.REMOVE}
+
+
+async def test_nobody_decides_in_the_middle_of_a_removal(quiet: Any) -> None:
+    """The orchestrator would replace the tasks that have been told to go."""
+    service = quiet.get(Service, await quiet.create_service("api"))
+    for first in (0, 150):
+        await put(quiet, *(task_of(service, first + slot) for slot in range(1, 151)))
+    quiet.backend.hold()
+    async with asyncio.TaskGroup() as group:
+        removal = group.create_task(quiet.remove("service", "api"))
+        steps = 0
+        while not removal.done():
+            await asyncio.sleep(0.02)
+            assert quiet.decisions.locked() or quiet.get(Service, service.id) is None
+            quiet.backend.release(1)
+            steps += 1
+            quiet.backend.hold()
+    assert steps >= 2
 
 
 async def test_removing_what_cannot_be_removed(manager: Any, kit: Any) -> None:
