@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -46,23 +47,58 @@ def _lab(ctx: click.Context) -> Lab:
 def _said() -> Iterator[None]:
     """Errors of the lab as failures of the command."""
     from mesh.lab.demo import DemoError
-    from mesh.lab.lab import LabError
+    from mesh.lab.lab import LabConflictError, LabError, LabMissingError, LabRefusedError
 
+    codes: dict[type[Exception], ExitCode] = {
+        LabMissingError: ExitCode.NOT_FOUND,
+        LabConflictError: ExitCode.CONFLICT,
+        LabRefusedError: ExitCode.REFUSED,
+    }
     try:
         yield
     except (LabError, DemoError) as error:
-        raise Failure(str(error)) from error
+        raise Failure(str(error), codes.get(type(error), ExitCode.FAILED)) from error
+
+
+def _hosts(ctx: click.Context, _: click.Parameter, beginning: str) -> list[str]:
+    """Completion: the hosts of the lab."""
+    from mesh.lab.lab import Lab, LabError
+
+    group = ctx.parent
+    try:
+        names = Lab(str(group.params.get("name") or "lab") if group is not None else "lab").hosts()
+    except LabError:
+        return []
+    return [name for name in (*names, "client") if name.startswith(beginning)]
+
+
+def _on_host(help_: str) -> Callable[[Callable[[click.Context, str], None]], click.Command]:
+    """A command whose one argument is a host."""
+
+    def decorate(function: Callable[[click.Context, str], None]) -> click.Command:
+        argument = click.argument("host", shell_complete=_hosts)
+        name = function.__name__.replace("_", "-")
+        return lab.command(name, help=help_)(argument(click.pass_context(function)))
+
+    return decorate
 
 
 @lab.command()
-@click.option("--hosts", default=3, show_default=True, help="How many hosts, 1 to 20.")
+@click.option("--hosts", default=3, show_default=True, type=click.IntRange(1, 20), help="How many hosts.")
 @click.pass_context
 def up(ctx: click.Context, hosts: int) -> None:
     """Make the hosts, wire them, and start a meshd in each."""
     with _said():
         made = _lab(ctx)
-        made.up(hosts)
+        made.up(hosts, tell=_progress)
+    _progress("")
     _print_status(made)
+
+
+def _progress(what: str) -> None:
+    """What is being done, on one line of a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\033[K{what}", nl=False, err=True)
 
 
 @lab.command()
@@ -80,51 +116,55 @@ def _print_status(made: Lab) -> None:
     click.echo(table(["HOST", "ADDRESS", "STATE", "MESHD", "PID"], rows), nl=False)
 
 
-@lab.command(context_settings={"ignore_unknown_options": True})
-@click.argument("host")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@lab.command(context_settings={"allow_interspersed_args": False})
+@click.argument("host", shell_complete=_hosts)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG...]")
 @click.pass_context
 def exec(ctx: click.Context, host: str, command: Sequence[str]) -> None:  # noqa: A001 - the command's name
-    """Run a command inside a host, or as the outside "client"."""
+    """Run a command inside a host, or as the outside "client".
+
+    \b
+    Examples:
+      mesh lab exec h1 -- mesh node ls
+      mesh lab exec client -- curl -s http://10.66.0.12:8080/
+      mesh lab exec h2 bash
+    """
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("no command: write it at the end, after --", ctx)
     with _said():
-        argv, environment = _lab(ctx).command(host, command)
+        argv, environment = _lab(ctx).command(host, words)
     os.execvpe(argv[0], argv, environment)
 
 
-@lab.command()
-@click.argument("host")
-@click.pass_context
+@_on_host("Power off: all that runs in the host dies at once. Its disk stays.")
 def kill(ctx: click.Context, host: str) -> None:
-    """Power off: all that runs in the host dies at once. Its disk stays."""
     with _said():
         _lab(ctx).kill(host)
 
 
-@lab.command()
-@click.argument("host")
-@click.pass_context
+@_on_host("Boot a host that is off, with its disk.")
 def start(ctx: click.Context, host: str) -> None:
-    """Boot a host that is off, with its disk."""
     with _said():
         _lab(ctx).start(host)
 
 
-@lab.command("kill-daemon")
-@click.argument("host")
-@click.pass_context
+@_on_host("kill -9 of a host's meshd alone; its tasks and connections go on.")
 def kill_daemon(ctx: click.Context, host: str) -> None:
-    """kill -9 of a host's meshd alone."""
     with _said():
         _lab(ctx).kill_daemon(host)
 
 
-@lab.command("start-daemon")
-@click.argument("host")
-@click.pass_context
+@_on_host("Start a host's meshd again.")
 def start_daemon(ctx: click.Context, host: str) -> None:
-    """Start a host's meshd again."""
     with _said():
         _lab(ctx).start_daemon(host)
+
+
+@_on_host("End a host's meshd in order and start it again; its tasks and connections go on.")
+def restart_daemon(ctx: click.Context, host: str) -> None:
+    with _said():
+        _lab(ctx).restart_daemon(host)
 
 
 @lab.command()
@@ -162,3 +202,26 @@ def demo(ctx: click.Context, hosts: int) -> None:
     for line in left:
         click.echo(f"left over: {line}", err=True)
     ctx.exit(ExitCode.FAILED if left else ExitCode.OK)
+
+
+@lab.command()
+@click.option("--port", default=80, show_default=True, type=click.IntRange(1, 65535), help="TCP, for HTTP.")
+@click.option("--udp-port", default=0, type=click.IntRange(0, 65535), help="Answer datagrams there as well.")
+def whoami(port: int, udp_port: int) -> None:
+    """Serve HTTP that says who answered and which client it saw: something to run as a task.
+
+    \b
+    Examples:
+      mesh service create --name api --replicas 4 --network web -- mesh lab whoami --port 80
+      curl http://api/         one line of text
+      curl http://api/json     the same as JSON
+      curl -N http://api/stream   a line each 200 ms, for as long as the connection lives
+    """
+    from mesh.lab.whoami import serve
+
+    try:
+        serve(port, udp_port)
+    except OSError as error:
+        raise Failure(
+            f"cannot listen on port {port}{f' or {udp_port}' if udp_port else ''}: {error.strerror}"
+        ) from error

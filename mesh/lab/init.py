@@ -1,8 +1,9 @@
-"""The first process of a lab host: `python -I -S init.py DIRECTORY NAME GROUP [full]`.
+"""The first process of a lab host: `python -I -S init.py PARENT DIRECTORY NAME GROUP [full]`.
 
 Makes the host's namespaces and becomes its PID 1, which only reaps. Killing it is pulling the plug: the kernel ends
 every process of the PID namespace, and the mounts and named namespaces inside vanish with the mount namespace. Before
-anything is made, who it is stands in DIRECTORY/init.json: whatever is interrupted when, it can be found and ended.
+anything is made, who it is stands in DIRECTORY/init.json, and no host is booted for a PARENT (a pid) that is dead: whatever is
+interrupted when, `down` finds all there is.
 
 `full` hosts have a private /run, their disk (DIRECTORY/disk) at /var/lib/meshd, control groups of their own (below
 GROUP in each hierarchy), and no name servers; the others (switch, client) only processes and a network. Runs as a
@@ -29,7 +30,10 @@ GROUPS_DIR = "/sys/fs/cgroup"
 
 def main() -> None:
     """Fork the host's PID 1, write down who it is, let it go on, and leave when the host is up."""
-    directory, name, group, full = sys.argv[1], sys.argv[2], sys.argv[3], "full" in sys.argv[4:]
+    parent, directory, name, group, *options = sys.argv[1:]
+    ns.die_with_parent()
+    if os.getppid() != int(parent):
+        sys.exit("nobody waits for this host any more")
     go_ahead, go_ahead_end = os.pipe()
     answer, answer_end = os.pipe()
     ns.unshare(ns.CLONE_NEWPID)
@@ -39,7 +43,7 @@ def main() -> None:
         os.close(answer)
         os.setsid()
         if os.read(go_ahead, 1):  # else our parent died, and nobody knows us
-            be_init(directory, name, group, full, answer_end)
+            be_init(directory, name, group, "full" in options, answer_end)
         os._exit(1)
     os.close(answer_end)
     records.write(f"{directory}/init.json", records.identify(child))

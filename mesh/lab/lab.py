@@ -55,6 +55,18 @@ class LabError(Exception):
     """The lab cannot do what was asked. One sentence for the user."""
 
 
+class LabMissingError(LabError):
+    """There is no such lab or host."""
+
+
+class LabConflictError(LabError):
+    """It is so already."""
+
+
+class LabRefusedError(LabError):
+    """Not without root."""
+
+
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """What runs in every host. `{host}` in the command is its name; `socket` is where it listens when it is ready."""
@@ -95,7 +107,9 @@ class Lab:
         try:
             self.directory.mkdir(parents=True)
         except FileExistsError:
-            raise LabError(f'lab "{self.name}" is up already, or was not taken down: {self._hint("down")}') from None
+            raise LabConflictError(
+                f'lab "{self.name}" is up already, or was not taken down: {self._hint("down")}'
+            ) from None
         except OSError as error:
             raise LabError(f"cannot make {self.directory}: {error.strerror}") from error
         try:
@@ -129,7 +143,7 @@ class Lab:
         """Boot a host with its disk, and its daemon."""
         self._check(host)
         if self._pid(host) is not None:
-            raise LabError(f"{host} is up already")
+            raise LabConflictError(f"{host} is up already")
         self._power_on(host)
         self.start_daemon(host)
 
@@ -137,7 +151,7 @@ class Lab:
         """Power off: everything in the host dies at once. Its disk stays."""
         self._check(host)
         if self._pid(host) is None:
-            raise LabError(f"{host} is off already")
+            raise LabConflictError(f"{host} is off already")
         self._kill([host])
         self._unplug(host)
 
@@ -145,7 +159,7 @@ class Lab:
         """Start the daemon of a host and wait until it answers."""
         self._check(host)
         if self.daemon_pid(host) is not None:
-            raise LabError(f"the daemon runs already in {host}")
+            raise LabConflictError(f"the daemon runs already in {host}")
         self._spawn(host)
         self._await_daemon(host)
 
@@ -174,7 +188,7 @@ class Lab:
         """All hosts that the lab has, on or off, in order."""
         saved = records.read(str(self.directory / "lab.json"))
         if saved is None:
-            raise LabError(f'there is no lab "{self.name}": {self._hint("up")}')
+            raise LabMissingError(f'there is no lab "{self.name}": {self._hint("up")}')
         return [str(name) for name in saved["hosts"]]
 
     def address(self, host: str) -> str:
@@ -263,9 +277,14 @@ class Lab:
         """Start a host's first process; its pid."""
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
-        command = [sys.executable, "-I", "-S", str(_INIT), str(directory), name, self._group(name), *options]
+        arguments = [str(os.getpid()), str(directory), name, self._group(name), *options]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=BOOT_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+            [sys.executable, "-I", "-S", str(_INIT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=BOOT_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         pid = self._pid(name)
         if done.returncode or pid is None:
@@ -330,7 +349,7 @@ class Lab:
         self._check(host)
         pid = self.daemon_pid(host)
         if pid is None:
-            raise LabError(f"no daemon runs in {host}")
+            raise LabConflictError(f"no daemon runs in {host}")
         self.exec(host, ["kill", f"-{number.value}", str(pid)])
         _until(lambda: self.daemon_pid(host) is None, KILL_TIMEOUT_S, f"the daemon in {host} does not end")
 
@@ -339,7 +358,7 @@ class Lab:
     def _enter(self, host: str) -> list[str]:
         known = (*self.hosts(), CLIENT)
         if host not in known:
-            raise LabError(f'lab "{self.name}" has no host "{host}": there are {", ".join(known)}')
+            raise LabMissingError(f'lab "{self.name}" has no host "{host}": there are {", ".join(known)}')
         pid = self._pid(host)
         if pid is None:
             raise LabError(f"{host} is off: {self._hint(f'start {host}')}")
@@ -361,15 +380,15 @@ class Lab:
         _need_root()
         hosts = self.hosts()
         if host not in hosts:
-            raise LabError(f'lab "{self.name}" has no host "{host}": there are {", ".join(hosts)}')
+            raise LabMissingError(f'lab "{self.name}" has no host "{host}": there are {", ".join(hosts)}')
 
     def _hint(self, verb: str) -> str:
-        return f"mesh lab {verb}" + (f" --name {self.name}" if self.name != "lab" else "")
+        return f"mesh lab {verb}" if self.name == "lab" else f"mesh lab --name {self.name} {verb}"
 
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        raise LabError("a lab needs root: it makes namespaces and enters them")
+        raise LabRefusedError("a lab needs root: it makes namespaces and enters them")
 
 
 def _environment() -> dict[str, str]:

@@ -6,18 +6,21 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from mesh.lab.lab import ROOT
+
 _LOOKS: Mapping[str, tuple[str, ...]] = {
     "links": ("ip", "-brief", "link"),
-    "addresses": ("ip", "-brief", "-4", "address"),
+    "addresses": ("ip", "-brief", "address"),
     "routes": ("ip", "-4", "route", "show", "table", "all"),
     "rules": ("ip", "-4", "rule"),
     "named namespaces": ("ip", "netns", "list"),
-    "nftables": ("nft", "list", "ruleset"),
+    "nftables": ("nft", "--stateless", "list", "ruleset"),
 }
+_GROUPS = ("meshd", "*/meshd", "mesh-lab.*", "*/mesh-lab.*")
 
 
 def snapshot() -> dict[str, frozenset[str]]:
-    """The machine's links, addresses, routes, rules, namespaces, nftables, mounts and our processes, as lines."""
+    """All that a lab could leave on the machine, as lines, by kind."""
     seen = {
         name: frozenset(subprocess.run(look, capture_output=True, text=True, check=False).stdout.splitlines())
         for name, look in _LOOKS.items()
@@ -25,6 +28,8 @@ def snapshot() -> dict[str, frozenset[str]]:
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     seen["mounts"] = frozenset(mounts)
     seen["processes"] = frozenset(_our_processes())
+    seen["control groups"] = frozenset(str(path) for place in _GROUPS for path in Path("/sys/fs/cgroup").glob(place))
+    seen["directories"] = frozenset(str(path) for path in (ROOT, *ROOT.glob("*")) if path.exists())
     return seen
 
 

@@ -4,7 +4,7 @@
     /json    the same as a JSON object
     /stream  a line every 200 ms until the client goes: shows whether a connection survives something
 
-With --udp-port it also answers datagrams with the line. Each request has a thread; at most MAX_THREADS at once.
+With --udp-port it also answers each datagram with the line. A connection has a thread; there are at most MAX_THREADS.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ import json
 import os
 import socket
 import socketserver
+import struct
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-MAX_THREADS = 256  # a demo server; more clients than this wait in the kernel's backlog
+MAX_THREADS = 256  # a demo server; more connections than this wait in the kernel's backlog
 STREAM_INTERVAL_S = 0.2
 MAX_DATAGRAM_BYTES = 2048
+_IP_PKTINFO = 8  # ip(7); not in Python's socket module
+_PKTINFO = struct.Struct("@i4s4s")  # device, local address, destination of the packet
 
 
 def describe(client: tuple[str, int], local: str, path: str) -> dict[str, str]:
@@ -79,30 +84,69 @@ class Server(ThreadingHTTPServer):
         """Without the base class's look-up of our own name, which may take seconds."""
         socketserver.TCPServer.server_bind(self)
 
-    def process_request_thread(self, request: object, client_address: object) -> None:
-        with self._places:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Take no more connections than there are places."""
+        self._places.acquire()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._places.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is nothing to write down."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-def serve_udp(port: int) -> None:
-    """Answer datagrams for ever."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
-        channel.bind(("", port))
-        while True:
-            _, client = channel.recvfrom(MAX_DATAGRAM_BYTES)
-            channel.sendto(line(describe(client, "", "")), client)
+def udp_socket(port: int) -> socket.socket:
+    """A socket that says at which of our addresses a datagram arrived. Raises OSError."""
+    channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    channel.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    channel.bind(("", port))
+    return channel
+
+
+def serve_udp(channel: socket.socket) -> None:
+    """Answer datagrams for ever, each from the address that it was sent to."""
+    while True:
+        _, extra, _, client = channel.recvmsg(MAX_DATAGRAM_BYTES, socket.CMSG_SPACE(_PKTINFO.size))
+        local = b"\0" * 4
+        for level, kind, data in extra:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                _, local, _ = _PKTINFO.unpack(data[: _PKTINFO.size])
+        answer = line(describe(client, socket.inet_ntoa(local), ""))
+        source = (socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, local, b"\0" * 4))
+        with contextlib.suppress(OSError):  # the client's network went away meanwhile
+            channel.sendmsg([answer], [source], 0, client)
+
+
+def serve(port: int, udp_port: int = 0) -> None:
+    """Serve until interrupted. Raises OSError when a port is taken."""
+    server = Server(("", port), Handler)
+    if udp_port:
+        threading.Thread(target=serve_udp, args=(udp_socket(udp_port),), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="whoami", description="Say who answered and whom it saw, over HTTP.")
     parser.add_argument("--port", type=int, default=80)
-    parser.add_argument("--udp-port", type=int)
+    parser.add_argument("--udp-port", type=int, default=0)
     options = parser.parse_args()
-    if options.udp_port:
-        threading.Thread(target=serve_udp, args=(options.udp_port,), daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        Server(("", options.port), Handler).serve_forever()
+    try:
+        serve(options.port, options.udp_port)
+    except OSError as error:
+        sys.exit(f"whoami: cannot listen on port {options.port} or {options.udp_port}: {error.strerror}")
 
 
 if __name__ == "__main__":
