@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
 
@@ -38,6 +38,7 @@ class ServiceNames:
     tasks: tuple[TaskNames, ...]
     ttl_s: int = DEFAULT_TTL_S
     ports: tuple[tuple[str, str, int], ...] = ()  # (name, protocol, target port), for SRV
+    local_first: bool = False  # hand out the tasks of this node before the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class NetworkNames:
     name: str
     gateway: Address
     services: tuple[ServiceNames, ...]
+    subnet: IPv4Network | IPv6Network | None = None  # addresses in it are never asked for upstream (PTR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,159 @@
+"""Serving datagrams: the loop that most questions never leave. A shell.
+
+A batch is received with one system call, each question looked up in a dictionary, its answer written over it, and the
+batch sent with another. Only what the dictionary does not know goes through the resolver.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dns.fairness import Fairness
+from dns.kernel import BATCH, SLOT, Batch
+from dns.resolver import Drop, Forward, Resolver, View
+from dns.wire import Query
+
+# Batches of one socket in one turn, so that other networks' clients wait for less than a millisecond.
+BATCHES_PER_TURN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """Where a late answer goes."""
+
+    listener: UdpListener
+    sender: tuple[str, int]
+
+
+Ask = Callable[[Query, int, Datagram, bytes], bytes | None]
+
+
+@dataclass(slots=True)
+class UdpCounters:
+    queries: int = 0
+    hot: int = 0
+    dropped: int = 0
+    unsent: int = 0
+
+
+class UdpListener:
+    """One socket, and the view its clients have."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        network_id: str | None,
+        batch: Batch,
+        resolver: Resolver,
+        ask: Ask,
+        clock: Callable[[], float],
+        counters: UdpCounters,
+        dropped: dict[str, int],
+    ) -> None:
+        """`dropped` counts by reason. `ask(query, limit, where, client)` is for names of others."""
+        self.sock, self.network_id = sock, network_id
+        self._batch, self._resolver, self._ask, self._clock = batch, resolver, ask, clock
+        self._counters, self._dropped = counters, dropped
+        self.fairness = Fairness()
+        self.closed = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The networks, or who is on several of them, changed."""
+        self.view: View = self._resolver.view(self.network_id)
+        self._special = self._resolver.special(self.network_id)
+
+    def readable(self, _events: int) -> None:
+        """Answer what is there, up to some batches."""
+        fd = self.sock.fileno()
+        for _ in range(BATCHES_PER_TURN):
+            try:
+                lengths = self._batch.receive(fd)
+            except OSError:  # an error of an earlier answer (ICMP) that the kernel reports here
+                self._counters.unsent += 1
+                continue
+            if not lengths:
+                return
+            self._serve(fd, lengths)
+            if len(lengths) < BATCH:
+                return
+
+    def _serve(self, fd: int, lengths: list[int]) -> None:
+        batch, special = self._batch, self._special
+        if len(lengths) == BATCH:
+            lengths = self._share(lengths)
+        silent: list[int] = []
+        hits = 0
+        if special:
+            for slot, length in enumerate(lengths):
+                if not self._slow(special.get(batch.sender(slot), self.view), slot, length):
+                    silent.append(slot)
+        else:
+            view = self.view
+            answers, questions, buffer, sizes = view.hot.answers, batch.questions, batch.buffer, batch.sizes
+            for slot, length in enumerate(lengths):
+                at = slot * SLOT + 2
+                found = answers.get(questions[at : slot * SLOT + length])
+                if found is not None:
+                    size = len(found)
+                    buffer[at : at + size] = found
+                    sizes[2 * slot + 1] = size + 2
+                    hits += 1
+                elif not self._slow(view, slot, length):
+                    silent.append(slot)
+        self._counters.queries += len(lengths)
+        self._counters.hot += hits
+        self._send(fd, len(lengths), silent)
+
+    def _send(self, fd: int, count: int, silent: list[int]) -> None:
+        first = 0
+        for slot in (*silent, count):
+            if slot > first:
+                self._counters.unsent += self._batch.send(fd, first, slot - first)
+            first = slot + 1
+
+    def _share(self, lengths: list[int]) -> list[int]:
+        """Under pressure: leave out what is over a client's share."""
+        now_s = self._clock()
+        allow, sender = self.fairness.allow, self._batch.sender
+        return [length if allow(sender(slot), now_s) else 0 for slot, length in enumerate(lengths)]
+
+    def _slow(self, view: View, slot: int, length: int) -> bool:
+        """Whether there is an answer in the slot now."""
+        batch = self._batch
+        if length >= SLOT:
+            self._drop("too long")
+            return False
+        data = batch.questions[slot * SLOT : slot * SLOT + length]
+        outcome = self._resolver.udp(view, data)
+        match outcome:
+            case Drop(reason):
+                self._drop(reason)
+                return False
+            case Forward(query):
+                where = Datagram(self, batch.sockaddr(slot))
+                answer = self._ask(query, query.udp_limit, where, batch.sender(slot))
+                if answer is None:
+                    return False
+            case bytes(answer):
+                pass
+        batch.answer(slot, answer)
+        return True
+
+    def _drop(self, reason: str) -> None:
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+    def answer_late(self, sender: tuple[str, int], answer: bytes) -> None:
+        """Send an answer that had to be fetched."""
+        try:
+            if not self.closed:
+                self.sock.sendto(answer, sender)
+        except OSError:  # the client is gone, or the buffer full: it asks again
+            self._counters.unsent += 1
+
+    def close(self) -> None:
+        """Late answers are dropped from now on."""
+        self.closed = True
+        self.sock.close()

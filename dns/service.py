@@ -1,0 +1,385 @@
+"""The name server as the daemon holds it: opens sockets, feeds the serving process, starts it anew when it dies.
+
+Listening sockets are opened here, in the namespaces of the networks, and lent to the serving process: they outlive it,
+so that questions asked while it is started anew wait in them and are answered, and it needs no privileges. A namespace
+that was made anew gets new sockets; one that cannot be entered is reported, and tried again.
+
+Tasks (asyncio), all in the TaskGroup of `run`: one keeps the sockets as the plan wants them, one keeps the process
+alive; that one has, for each process, a feeder, a reader and a watcher. `run` ends by cancellation only, and then ends
+the process. A process dies with its daemon (it sees the socket pair closed): until the next daemon has started it,
+names are not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+from dns import feed, kernel
+from dns.plan import DEFAULT_TTL_S, Address, DnsPlan, Listener
+from dns.records import parse_records, records_zone
+from dns.resolver import Explanation, Resolver
+from dns.server import Server, UpstreamSource
+from dns.upstreams import parse_upstream
+
+log = logging.getLogger(__name__)
+
+# How long `apply` waits for the new answers to be served. The plan is taken all the same; it is only not yet known.
+APPLY_WAIT_S = 1.0
+# Namespaces are looked at this often for having been made anew; sockets that could not be opened are tried again.
+SOCKETS_S = 1.0
+# A process that says nothing for this long (it sends its counters every STATS_S) is stuck, and started anew.
+SILENCE_MAX_S = 15.0
+# Starting anew: at once the first time, then more and more slowly while it keeps dying.
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 5.0
+# A process that lived this long died of something new.
+HEALTHY_S = 10.0
+STOP_WAIT_S = 1.0
+
+_BOOT = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from dns.server import main; main(sys.argv[1:])"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """For `mesh dns status` and metrics."""
+
+    pid: int | None
+    restarts: int
+    listeners: int
+    problems: tuple[str, ...]  # sentences about sockets that could not be opened
+    upstreams: tuple[str, ...]
+    counters: dict[str, int]  # of the process since it began
+
+
+@dataclass(slots=True)
+class _Open:
+    """Sockets of one listener."""
+
+    number: int
+    listener: Listener
+    namespace: tuple[int, int]
+    udp: socket.socket
+    tcp: socket.socket
+
+    def close(self) -> None:
+        self.udp.close()
+        self.tcp.close()
+
+
+@dataclass(slots=True)
+class _Process:
+    """What one serving process was told so far."""
+
+    sock: socket.socket
+    told: DnsPlan = field(default_factory=DnsPlan)
+    lent: set[int] = field(default_factory=set)
+    heard_s: float = 0.0
+
+
+class NameServer:
+    """The name server of a node. `apply` may be called before and while `run` runs."""
+
+    def __init__(self, *, resolv_conf: str = "/etc/resolv.conf", upstreams: tuple[str, ...] = ()) -> None:
+        """`upstreams` (ADDRESS or ADDRESS:PORT) replace those of `resolv_conf`. Raises ValueError."""
+        self._resolv_conf = resolv_conf
+        self._upstreams = tuple(map(parse_upstream, upstreams))
+        self._plan = DnsPlan()
+        self._generation = 0
+        self._applied = -1
+        self._running = False
+        self._open: dict[Listener, _Open] = {}
+        self._numbers = 0
+        self._problems: dict[Listener, str] = {}
+        self._sockets_wanted = asyncio.Event()  # the listeners of the plan changed
+        self._feed_wanted = asyncio.Event()  # the plan, or the sockets, changed
+        self._heard = asyncio.Condition()
+        self._pid: int | None = None
+        self._starts = 0
+        self._counters: dict[str, int] = {}
+        self._asked: tuple[str, ...] = ()
+
+    async def apply(self, plan: DnsPlan) -> None:
+        """Serve this plan. Returns when it is served, or after APPLY_WAIT_S."""
+        if plan == self._plan:
+            return
+        self._plan = plan
+        self._generation += 1
+        generation = self._generation
+        self._sockets_wanted.set()
+        self._feed_wanted.set()
+        if not self._running:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(APPLY_WAIT_S), self._heard:
+                await self._heard.wait_for(lambda: self._applied >= generation)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_sockets())
+                group.create_task(self._keep_process())
+        finally:
+            self._running = False
+            for opened in self._open.values():
+                opened.close()
+            self._open.clear()
+
+    def status(self) -> Status:
+        """What it does and what it cannot do."""
+        return Status(
+            pid=self._pid,
+            restarts=max(0, self._starts - 1),
+            listeners=len(self._open),
+            problems=tuple(self._problems.values()),
+            upstreams=self._asked,
+            counters=dict(self._counters),
+        )
+
+    def explain(self, name: str, qtype: int, network_id: str | None, client: Address | None = None) -> Explanation:
+        """How a client on a network (None: the host) is answered, and why. Raises dns.wire.WireError."""
+        resolver = Resolver(random.Random(0))
+        resolver.load(self._plan)
+        return resolver.explain(name, qtype, network_id, client)
+
+    # --- sockets ----------------------------------------------------------------------------------------------------
+
+    async def _keep_sockets(self) -> None:
+        while True:
+            self._sockets_wanted.clear()
+            if await self._sync_sockets():
+                self._feed_wanted.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SOCKETS_S):
+                    await self._sockets_wanted.wait()
+
+    async def _sync_sockets(self) -> bool:
+        """Open and close sockets as the plan wants. Whether anything changed."""
+        wanted = dict.fromkeys(self._plan.listeners)
+        gone = [o for o in self._open.values() if o.listener not in wanted or o.namespace != _namespace(o.listener)]
+        for opened in gone:  # first: their addresses may be wanted again, and they would keep a namespace alive
+            del self._open[opened.listener]
+            opened.close()
+        for listener in [known for known in self._problems if known not in wanted]:
+            del self._problems[listener]
+        missing = [listener for listener in wanted if listener not in self._open]
+        if missing:
+            # A new thread each time: one that could not find back into its namespace is not used again.
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dns-sockets") as thread:
+                made = await asyncio.get_running_loop().run_in_executor(thread, _open_all, missing)
+            for listener, result in made:
+                self._opened(listener, result)
+        return bool(gone or missing)
+
+    def _opened(self, listener: Listener, result: _Sockets | str) -> None:
+        if isinstance(result, str):
+            if self._problems.get(listener) != result:
+                log.warning("cannot serve names", extra={"problem": result})
+            self._problems[listener] = result
+            return
+        self._problems.pop(listener, None)
+        self._numbers += 1
+        self._open[listener] = _Open(self._numbers, listener, *result)
+
+    # --- the process ------------------------------------------------------------------------------------------------
+
+    async def _keep_process(self) -> None:
+        backoff_s = 0.0
+        while True:
+            began_s = time.monotonic()
+            why = await self._one_process()
+            if time.monotonic() - began_s > HEALTHY_S:
+                backoff_s = 0.0
+            log.warning("the name server ended, and is started anew", extra={"why": why, "after_s": backoff_s})
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, backoff_s * 2))
+
+    async def _one_process(self) -> str:
+        """Start a process and feed it until it ends. Returns why it did."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                child = await self._spawn(theirs)
+        except OSError as error:
+            ours.close()
+            return f"cannot start it: {error.strerror}"
+        self._pid = child.pid
+        self._starts += 1
+        process = _Process(ours, heard_s=time.monotonic())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._feed(process))
+                group.create_task(self._read(process))
+                group.create_task(_watch_silence(process))
+        except* (OSError, feed.FeedError, _Silent) as errors:
+            why = "; ".join(str(error) for error in errors.exceptions) or "it closed its connection"
+        finally:
+            self._pid = None
+            ours.close()
+            await asyncio.shield(_end(child))
+        return f"{why} (exit code {child.returncode})"
+
+    async def _spawn(self, sock: socket.socket) -> asyncio.subprocess.Process:
+        root = str(Path(__file__).resolve().parent.parent)
+        upstreams = [f"{u.address}|{u.port}" for u in self._upstreams]
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-c", _BOOT, root, str(sock.fileno()), str(os.getpid()), self._resolv_conf,
+            *upstreams, stdin=asyncio.subprocess.DEVNULL, pass_fds=(sock.fileno(),), cwd="/",
+        )  # fmt: skip
+
+    async def _feed(self, process: _Process) -> None:
+        """Tell the process what changed, again and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._feed_wanted.clear()
+            plan, generation, opened = self._plan, self._generation, {o.number: o for o in self._open.values()}
+            pending = bytearray()
+            for number in process.lent - opened.keys():
+                pending += feed.encode(feed.DropListener(number))
+                process.lent.discard(number)
+            for message in feed.changes(process.told, plan):
+                pending += feed.encode(message)
+                if len(pending) > feed.MESSAGE_MAX:
+                    await loop.sock_sendall(process.sock, pending)
+                    pending = bytearray()
+            process.told = plan
+            await loop.sock_sendall(process.sock, pending)
+            for number in sorted(opened.keys() - process.lent):
+                await _lend(process.sock, opened[number])
+                process.lent.add(number)
+            if generation == 0 or all(x in self._open or x in self._problems for x in plan.listeners):
+                await loop.sock_sendall(process.sock, feed.encode(feed.Commit(generation)))
+            await self._feed_wanted.wait()
+
+    async def _read(self, process: _Process) -> None:
+        loop, frames = asyncio.get_running_loop(), feed.Frames()
+        while data := await loop.sock_recv(process.sock, 65536):
+            process.heard_s = time.monotonic()
+            frames.feed(data)
+            while (frame := frames.next()) is not None:
+                match feed.decode_from_server(frame):
+                    case feed.Applied(number):
+                        async with self._heard:
+                            self._applied = number
+                            self._heard.notify_all()
+                    case feed.Stats(values, upstreams):
+                        self._counters, self._asked = values, upstreams
+        raise ConnectionResetError("it closed its connection")
+
+
+class _Silent(Exception):
+    """The process says nothing any more."""
+
+
+async def _watch_silence(process: _Process) -> None:
+    while True:
+        left_s = process.heard_s + SILENCE_MAX_S - time.monotonic()
+        if left_s <= 0:
+            break
+        await asyncio.sleep(left_s)
+    raise _Silent(f"it was silent for {SILENCE_MAX_S:.0f} s")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """The process ends by itself when its connection is closed; if not, it is killed."""
+    try:
+        async with asyncio.timeout(STOP_WAIT_S):
+            await child.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+async def _lend(sock: socket.socket, opened: _Open) -> None:
+    """Send sockets with the message that says what they are for."""
+    listener = opened.listener
+    data = feed.encode(
+        feed.AddListener(
+            opened.number, listener.network_id, str(listener.address), listener.port, listener.netns is None
+        )
+    )
+    while True:
+        if opened.udp.fileno() < 0:  # closed while we waited: told with the next round
+            return
+        try:
+            sent = socket.send_fds(sock, [data], [opened.udp.fileno(), opened.tcp.fileno()])
+            break
+        except BlockingIOError:
+            await _writable(sock)
+    await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
+
+
+_Sockets = tuple[tuple[int, int], socket.socket, socket.socket]
+
+
+def _namespace(listener: Listener) -> tuple[int, int] | None:
+    return kernel.namespace_id(listener.netns)
+
+
+def _open_all(listeners: list[Listener]) -> list[tuple[Listener, _Sockets | str]]:
+    """Sockets, or a sentence, for each. Runs in a thread."""
+    return [(listener, _open_one(listener)) for listener in listeners]
+
+
+def _open_one(listener: Listener) -> _Sockets | str:
+    namespace = _namespace(listener)
+    try:
+        if namespace is None:
+            raise FileNotFoundError(2, "its network namespace is not there")
+        udp, tcp = kernel.inside(listener.netns, lambda: kernel.listening(str(listener.address), listener.port))
+    except OSError as error:
+        where = f" in {listener.netns}" if listener.netns else ""
+        return f"cannot listen on {listener.address} port {listener.port}{where}: {error.strerror}"
+    return namespace, udp, tcp
+
+
+# --- alone --------------------------------------------------------------------------------------------------------
+
+
+def serve_records(
+    path: str, host: str, port: int, *, upstreams: tuple[str, ...] = (), ttl_s: int = DEFAULT_TTL_S
+) -> None:
+    """`mesh dns serve`: answer with the records of a file until SIGTERM or SIGINT, without a daemon.
+
+    Names that are not in it are forwarded to `upstreams`, where there are some. Raises OSError (no file, no such
+    address), dns.records.RecordsError, ValueError (upstreams).
+    """
+    records = parse_records(Path(path).read_text(encoding="utf-8"))
+    server = Server(
+        UpstreamSource(tuple(map(parse_upstream, upstreams))), time.monotonic, random.SystemRandom().getrandbits
+    )
+    zone = records_zone(records, ttl_s)
+    server.resolver.add_zone(zone)
+    udp, tcp = kernel.listening(host, port)
+    server.add_listener(1, udp, tcp, zone.id)
+    server.add_own(ip_address(host), port)
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: stopped.append(received))
+    while not stopped:
+        server.turn()
+    server.drop_listener(1)
