@@ -22,9 +22,3 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.so_reuseport", 0),  # a second daemon on the port is an error, not a partner that takes half of the calls
 )
-
-# For those who call a manager.
-CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", REPLY_MAX_BYTES),
-    ("grpc.max_send_message_length", REQUEST_MAX_BYTES),
-)

@@ -433,17 +433,17 @@ def test_what_comes_during_a_write_goes_into_the_next(world: Any, make: Any) -> 
 
 
 def test_a_regression_does_not_undo_what_waits_to_be_written(world: Any, make: Any) -> None:
-    world.put(make.task("new", 1, 1, state=S.ASSIGNED))
+    world.put(make.task("one", 1, 1, state=S.ASSIGNED), make.task("two", 1, 1, state=S.ASSIGNED))
     world.hello(1, 1)
     world.hold_writes = True
-    world.report(1, 1, api1=TaskStatus(state=S.RUNNING, pid=1))
-    first = world.writes[-1]
-    world.report(1, 2, new1=TaskStatus(state=S.RUNNING))
-    world.report(1, 3, new1=TaskStatus(state=S.STARTING), api1=TaskStatus(state=S.STARTING))
+    world.report(1, 1, one1=TaskStatus(state=S.RUNNING))
+    under_way = world.writes[-1]
+    world.report(1, 2, two1=TaskStatus(state=S.RUNNING))
+    world.report(1, 3, one1=TaskStatus(state=S.STARTING), two1=TaskStatus(state=S.STARTING))
     assert world.count("regressions") == 2
     world.hold_writes = False
-    world.write(first)
-    assert world.get(Task, "new1").status.state == S.RUNNING
+    world.write(under_way)
+    assert [world.get(Task, t).status.state for t in ("one1", "two1")] == [S.RUNNING, S.RUNNING]
 
 
 def test_a_repeated_report_waits_for_the_write_that_carries_it(world: Any, make: Any) -> None:
