@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from control.constraint import all_match
 from control.lifecycle import is_terminal
 from control.model import Node, PortSpec, Resources, Task
-from control.constraint import all_match
 
 
 @dataclass(slots=True)

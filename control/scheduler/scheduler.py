@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from control.constraint import ConstraintError, attribute, parse_preference
 from control.decision import Decision
 from control.lifecycle import TaskState, Writer
 from control.model import Node, Task, TaskStatus
-from control.constraint import ConstraintError, attribute, parse_preference
 from control.scheduler.filters import FILTERS, NodeLoad, counts, first_failure
 from control.store.tables import Snapshot
 from control.store.txn import Change, Put
