@@ -12,6 +12,9 @@ In the router, beside the balancer's own part (`maps`):
 - *Return path.* A connection from outside the subnet that came from another node's router carries that node's number
   as its mark; its answers leave by that node (`ip rule` to a table per node, see `routing`). An internal network has no
   way out but for such answers: those to connections that came from the host have a number of their own, HOST_NUMBER.
+  A client may use one port of its own through several nodes at once, as balancers in front of a cluster do; at one task
+  these would be one connection. So what comes through each node is tracked in a zone of its own, and the router gives
+  the second of them another source port (the address stays).
 
 In the host: a published port is handed to a router, for connections from outside, from the host itself and from
 containers. As in Docker, a published port wins over a process of the host that listens on it: such a process is not
@@ -45,10 +48,11 @@ _ICMP, _TCP = 1, 6
 _ADDRESSES = Map("addresses", "type ipv4_addr", (Kind.ADDRESS,))
 _HAIRPIN = Map("hairpin", "type ipv4_addr . ipv4_addr", (Kind.ADDRESS, Kind.ADDRESS))
 _PEERS = Map("peers", "type ether_addr : mark", (Kind.MAC,), (Kind.MARK,))
+_ZONES = Map("zones", "typeof ether saddr : ct zone", (Kind.MAC,), (Kind.ZONE,))
 _ROUTERS = Map("routers", "type ipv4_addr", (Kind.ADDRESS,))
 PORTS = Map("ports", "type inet_proto . inet_service : ipv4_addr", (Kind.PROTOCOL, Kind.PORT), (Kind.ADDRESS,))
 
-ROUTER_MAPS = (_ADDRESSES, _HAIRPIN, _PEERS)
+ROUTER_MAPS = (_ADDRESSES, _HAIRPIN, _PEERS, _ZONES)
 HOST_MAPS = (_HAIRPIN, _ROUTERS, PORTS)
 
 _REFUSED = Chain(
@@ -76,12 +80,17 @@ def vips(router: RouterPlan) -> frozenset[IPv4Address]:
 def router_table(router: RouterPlan) -> Table:
     """The router's table but for the balancing."""
     up, vxlan = _device(router.uplink_device), _device(router.vxlan_device)
+    from_outside = f'iifname "{vxlan}" ip saddr != {router.subnet}'
+    apart = Chain(
+        "apart",
+        (f"{from_outside} ct original zone set ether saddr map @{_ZONES.name}",),
+        Hook("filter", "prerouting", -300),
+    )
     note = Chain(
         "note",
         (
-            f'iifname "{vxlan}" ct state new ip saddr != {router.subnet} ct mark set ether saddr map @{_PEERS.name}',
-            # Of no node of ours: its answers would leave by the wrong door.
-            f'iifname "{vxlan}" ct state new ip saddr != {router.subnet} ct mark 0 drop',
+            f"{from_outside} ct state new ct mark set ether saddr map @{_PEERS.name}",
+            f"{from_outside} ct state new ct mark 0 drop",  # of no node of ours: answers would leave by the wrong door
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
             "ct direction reply ct mark != 0 meta mark set ct mark",
         ),
@@ -108,8 +117,9 @@ def router_table(router: RouterPlan) -> Table:
         _ADDRESSES.name: {(int(address),): () for address in service_addresses(router)},
         _HAIRPIN.name: {(int(address), int(address)): () for address in router.local_tasks},
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
+        _ZONES.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
-    chains = (_REFUSED, note, guard, _forward(router, up, vxlan), leave)
+    chains = (_REFUSED, apart, note, guard, _forward(router, up, vxlan), leave)
     return Table(ROUTER_MAPS, chains, elements)
 
 

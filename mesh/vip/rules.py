@@ -41,6 +41,7 @@ class Kind(Enum):
     PORT = "port"
     SLOT = "slot"  # a 32-bit number as numgen gives it, in the byte order of the machine
     MARK = "mark"  # likewise
+    ZONE = "zone"  # of conntrack, likewise, 16 bits
     MAC = "mac"  # "02:6d:73:68:00:01"
     CHAIN = "chain"  # go to the chain of that name
 
@@ -51,6 +52,7 @@ LENGTH_BYTES = {
     Kind.PORT: 2,
     Kind.SLOT: 4,
     Kind.MARK: 4,
+    Kind.ZONE: 2,
     Kind.MAC: 6,
     Kind.CHAIN: 0,
 }

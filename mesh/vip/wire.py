@@ -218,6 +218,9 @@ def elements(of: Map, payload: bytes) -> Iterator[tuple[Key, Key]]:
             yield key, _fields(of.value, data[1])
 
 
+_NATIVE_KINDS = frozenset({Kind.SLOT, Kind.MARK, Kind.ZONE})
+
+
 def _fields(kinds: tuple[Kind, ...], data: bytes) -> Key:
     values: list[Atom] = []
     at = 0
@@ -231,7 +234,7 @@ def _fields(kinds: tuple[Kind, ...], data: bytes) -> Key:
 def _field(kind: Kind, data: bytes) -> Atom:
     if kind is Kind.ADDRESS:
         return int.from_bytes(data, "big")
-    if kind is Kind.SLOT or kind is Kind.MARK:
+    if kind in _NATIVE_KINDS:
         return int.from_bytes(data, sys.byteorder)
     if kind is Kind.MAC:
         return data.hex(":")

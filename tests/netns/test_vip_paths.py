@@ -17,6 +17,7 @@ from overlay import names
 from tests.netns.vip_lab import (
     OTHER_TCP_PORT,
     TCP_PORT,
+    Answer,
     Lab,
     ask,
     ask_udp,
@@ -171,6 +172,32 @@ def test_a_published_port_wins_over_a_process_of_the_host_and_gives_it_back(lab:
         with connected(lab.outside, host.address, 8080):
             process.settimeout(3)
             process.accept()[0].close()
+
+
+def test_a_client_that_uses_one_port_through_several_hosts_is_answered_through_each(lab: Lab) -> None:
+    lab.nets["web"].backends = {lab.address("web2"): 1}
+    lab.apply()
+    one, two, three = (str(host.address) for host in lab.hosts)
+    with udp(lab.outside) as flow:
+        for entry in (three, one, two, three, two, one):
+            flow.sendto(b"?", (entry, 8080))
+            answer, source = flow.recvfrom(500)
+            assert (answer.decode(), source) == (f"web2 {OUTSIDE}", (entry, 8080))
+
+
+def test_a_client_that_has_one_port_open_through_several_hosts_at_once_has_several_connections(lab: Lab) -> None:
+    lab.nets["web"].backends = {lab.address("web2"): 1}
+    lab.apply()
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for host in (lab.hosts[2], lab.hosts[0], lab.hosts[1]):
+            one = stack.enter_context(tcp(lab.outside))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((OUTSIDE, 40002))
+            one.connect((str(host.address), 8080))
+            opened.append(one)
+        for one in (*opened, *opened):
+            assert talk(one) == Answer("web2", OUTSIDE)
 
 
 # --- the world, and what must not be reached ----------------------------------------------------------------------

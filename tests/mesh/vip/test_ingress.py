@@ -42,6 +42,7 @@ def test_a_router_knows_its_services_local_tasks_and_peers() -> None:
         "addresses": {(int(VIP),): (), (int(UPLINK),): ()},
         "hairpin": {(int(IPv4Address("10.1.0.11")),) * 2: ()},
         "peers": {("02:6d:73:68:00:02",): (2,)},
+        "zones": {("02:6d:73:68:00:02",): (2,)},
     }
 
 

@@ -84,10 +84,11 @@ def test_elements_of_verdict_maps_and_of_macs() -> None:
     goto = nested(2, nested(2, attribute(1, be32(0xFFFFFFFC)), attribute(2, b"any3_1\0")))
     element = nested(1, nested(1, attribute(1, bytes([10, 0, 0, 1]))), goto)
     assert list(wire.elements(maps.ANY, NFGEN + nested(3, element))) == [((0x0A000001,), ("any3_1",))]
-    peers = Map("peers", "", (Kind.MAC,), (Kind.MARK,))
-    mark = nested(2, attribute(1, (7).to_bytes(4, sys.byteorder)))
-    element = nested(1, nested(1, attribute(1, bytes.fromhex("026d73680002"))), mark)
-    assert list(wire.elements(peers, NFGEN + nested(3, element))) == [(("02:6d:73:68:00:02",), (7,))]
+    for kind, length in ((Kind.MARK, 4), (Kind.ZONE, 2)):
+        peers = Map("peers", "", (Kind.MAC,), (kind,))
+        number = nested(2, attribute(1, (258).to_bytes(length, sys.byteorder)))
+        element = nested(1, nested(1, attribute(1, bytes.fromhex("026d73680002"))), number)
+        assert list(wire.elements(peers, NFGEN + nested(3, element))) == [(("02:6d:73:68:00:02",), (258,))]
 
 
 def test_a_connection_tells_what_was_addressed_and_who_answers() -> None:
