@@ -8,7 +8,9 @@ caller removes the lab and compares the machine.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -167,8 +169,8 @@ class Demo:
             replaced_s = time.monotonic() - began
             self._until("replacements answer", lambda: all(self._answers(t) for t in self._tasks("api")))
         finally:
-            load.terminate()
-            codes = load.communicate()[0].split()
+            os.killpg(load.pid, signal.SIGKILL)  # it is a chain of processes, in a group of their own
+            codes = load.communicate(timeout=STEP_TIMEOUT_S)[0].split()
         self._show(first, "node", "ls")
         self._show(first, "service", "ps", "api")
         answered = Counter(codes)["200"]
@@ -262,7 +264,7 @@ class Demo:
     def _start_load(self, client: Task) -> subprocess.Popen[str]:
         argv = ["mesh", "task", "exec", client.name, "--", "sh", "-c", LOAD]
         command, environment = self.lab.command(client.node, argv)
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     def _until(self, what: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + STEP_TIMEOUT_S

@@ -2,8 +2,8 @@
 
 Makes the host's namespaces and becomes its PID 1, which only reaps. Killing it is pulling the plug: the kernel ends
 every process of the PID namespace, and the mounts and named namespaces inside vanish with the mount namespace. Before
-anything is made, who it is stands in DIRECTORY/init.json, and no host is booted for a PARENT (a pid) that is dead: whatever is
-interrupted when, `down` finds all there is.
+anything is made, who it is stands in DIRECTORY/init.json, and no host is booted for a PARENT (a pid) that is dead:
+whatever is interrupted when, `down` finds all there is.
 
 `full` hosts have a private /run, their disk (DIRECTORY/disk) at /var/lib/meshd, control groups of their own (below
 GROUP in each hierarchy), and no name servers; the others (switch, client) only processes and a network. Runs as a

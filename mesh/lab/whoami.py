@@ -78,7 +78,11 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128
-    _places = threading.BoundedSemaphore(MAX_THREADS)
+
+    def __init__(self, address: tuple[str, int], places: int = MAX_THREADS) -> None:
+        """Raises OSError when the port is taken."""
+        super().__init__(address, Handler)
+        self._places = threading.BoundedSemaphore(places)
 
     def server_bind(self) -> None:
         """Without the base class's look-up of our own name, which may take seconds."""
@@ -130,7 +134,7 @@ def serve_udp(channel: socket.socket) -> None:
 
 def serve(port: int, udp_port: int = 0) -> None:
     """Serve until interrupted. Raises OSError when a port is taken."""
-    server = Server(("", port), Handler)
+    server = Server(("", port))
     if udp_port:
         threading.Thread(target=serve_udp, args=(udp_socket(udp_port),), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
