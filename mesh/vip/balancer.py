@@ -48,7 +48,8 @@ class Nftables:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._groups: dict[str, dict[ServiceKey, Group]] = {}
-        # Routers in which a packet may have slipped through to a removed backend while its connections were ended.
+        # Routers to look at once more: a packet may have slipped through to a removed backend while its connections
+        # were ended, or the look failed.
         self._recheck: set[str] = set()
 
     def sync(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
@@ -73,8 +74,10 @@ class Nftables:
         lost = synced.news or _lost_a_backend(before, after)
         if not lost and path not in self._recheck:
             return synced.changes
+        self._recheck.add(path)
         ended = end_connections(namespace, stale.in_router(services), translated_only=not synced.news)
-        (self._recheck.add if lost or ended else self._recheck.discard)(path)
+        if not lost and not ended:
+            self._recheck.discard(path)
         return synced.changes + Counter({"vip connection": ended})
 
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:

@@ -121,6 +121,7 @@ class Kernel:
         synced = self._tables.sync(self._host, namespace, ingress.HOST_MAPS, wanted)
         changes = synced.changes
         if synced.news or ports != self._ports:
+            self._ports = None  # until it is done
             changes = changes + self._end_in_host(namespace, ports)
             self._ports = ports
         return changes
