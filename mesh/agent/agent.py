@@ -111,6 +111,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self.connection.run())
+                group.create_task(self._doors.name_server.run())
                 group.create_task(self.reconciler.run())
                 group.create_task(self._save_copies())
                 self._act()

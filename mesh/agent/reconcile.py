@@ -49,6 +49,7 @@ class Balancer(Protocol):
 
 
 class NameServer(Protocol):
+    async def run(self) -> None: ...
     async def apply(self, plan: DnsPlan) -> None: ...
 
 

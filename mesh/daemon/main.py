@@ -113,7 +113,7 @@ def _doors(config: Config) -> Doors:
         executor=ProcessExecutor(state, netns_dir=config.netns_dir),
         overlay=OverlayKernel(netns_dir=config.netns_dir),
         balancer=VipKernel(),
-        name_server=NameServer(resolv_conf=config.resolv_conf),
+        name_server=NameServer(resolv_conf=config.resolv_conf, upstreams=config.dns_upstreams),
     )
 
 
