@@ -36,7 +36,7 @@ _CODES: dict[type[StoreError], Code] = {
     NameConflict: "ALREADY_EXISTS",
     NumberConflict: "FAILED_PRECONDITION",
     AddressConflict: "FAILED_PRECONDITION",
-    PortConflict: "FAILED_PRECONDITION",
+    PortConflict: "ALREADY_EXISTS",
     ForbiddenTransition: "FAILED_PRECONDITION",
     TooLarge: "INVALID_ARGUMENT",
     Refused: "UNAVAILABLE",

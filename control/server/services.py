@@ -152,7 +152,7 @@ def check_ports(snapshot: Snapshot, spec: ServiceSpec, own_id: str) -> None:
                 clashes.append(f'cannot publish port {port_name(port)} of service "{spec.name}": {owner}')
                 break
     if clashes:
-        raise Refusal("FAILED_PRECONDITION", "\n".join(clashes))
+        raise Refusal("ALREADY_EXISTS", "\n".join(clashes))
 
 
 def _taken_ports(snapshot: Snapshot, own_id: str) -> dict[tuple[str, int], list[tuple[str, str]]]:

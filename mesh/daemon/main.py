@@ -29,6 +29,7 @@ from mesh.executor.process import ProcessExecutor
 from mesh.log import setup_logging
 from mesh.metrics import Metrics
 from mesh.vip.kernel import Kernel as VipKernel
+from mesh.vip.nft import VipError
 from overlay.kernel import Kernel as OverlayKernel
 
 log = logging.getLogger("meshd")
@@ -55,12 +56,20 @@ def main() -> None:
     except (ConfigError, StartError) as error:
         sys.exit(f"meshd: {error}")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    refusal = ""
     try:
         asyncio.run(_run(config))
-    except* (IdentityError, ManagerError) as errors:
-        sys.exit(f"meshd: {errors.exceptions[0]}")
+    except* (IdentityError, ManagerError, VipError) as errors:
+        refusal = f"meshd: {_first(errors)}"
     finally:
         os.close(lock)
+    sys.exit(refusal or None)
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
+    """The first exception in groups of groups."""
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 def _check_machine() -> None:

@@ -87,7 +87,7 @@ class Node:
         path = Path(self.config.socket)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of an earlier life; the lock on the state directory says that it is over
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         add_LocalServicer_to_server(LocalService(self), server)
         add_ControlServicer_to_server(ControlGate(self), server)
         server.add_insecure_port(f"unix:{path}")

@@ -116,7 +116,7 @@ async def test_ports_of_two_services(manager: Any, kit: Any, first: PortSpec, se
     if not clash:
         await manager.create_service("web", "net", ports=(second,))
         return
-    async with kit.refused("FAILED_PRECONDITION", 'cannot publish port 8080 of service "web": already used by "api"'):
+    async with kit.refused("ALREADY_EXISTS", 'cannot publish port 8080 of service "web": already used by "api"'):
         await manager.create_service("web", "net", ports=(second,))
 
 
@@ -125,14 +125,14 @@ async def test_an_automatic_port_that_was_given_is_taken(manager: Any, kit: Any)
     id_ = await manager.create_service("api", "net", ports=(PortSpec(target=80),))
     given = msgspec.structs.replace(manager.get(Service, id_), ports=(PortSpec(target=80, published=30000),))
     await put(manager, given)
-    async with kit.refused("FAILED_PRECONDITION", 'cannot publish port 30000 of service "web": already used by "api"'):
+    async with kit.refused("ALREADY_EXISTS", 'cannot publish port 30000 of service "web": already used by "api"'):
         await manager.create_service("web", "net", ports=(PortSpec(target=1, published=30000),))
 
 
 async def test_ports_that_the_cluster_itself_needs(manager: Any, kit: Any) -> None:
     await manager.create_network("net")
     async with kit.refused(
-        "FAILED_PRECONDITION",
+        "ALREADY_EXISTS",
         'cannot publish port 4789/udp of service "web": it carries the networks between the nodes (VXLAN)',
         'cannot publish port 7377 of service "web": the manager "h1" is reached there',
     ):
@@ -212,7 +212,7 @@ async def test_an_update_is_checked_like_a_creation(manager: Any, kit: Any) -> N
     await manager.create_service("web", "net")
     async with kit.refused("NOT_FOUND", 'service "web": no network "x"'):
         await manager.update_service("web", kit.service_spec("web", "x"))
-    async with kit.refused("FAILED_PRECONDITION"):
+    async with kit.refused("ALREADY_EXISTS"):
         await manager.update_service("web", kit.service_spec("web", "net", ports=(WEB_PORT,)))
     async with kit.refused("NOT_FOUND", 'no service "nosuch"'):
         await manager.update_service("nosuch", kit.service_spec("nosuch"))
@@ -274,7 +274,7 @@ async def test_rolling_back_to_a_port_that_another_has_by_now(manager: Any, kit:
     await manager.create_service("api", "net", ports=(WEB_PORT,))
     await manager.update_service("api", with_env(kit.service_spec("api", "net"), "2"))
     await manager.create_service("web", "net", ports=(WEB_PORT,))
-    async with kit.refused("FAILED_PRECONDITION", 'cannot publish port 8080 of service "api": already used by "web"'):
+    async with kit.refused("ALREADY_EXISTS", 'cannot publish port 8080 of service "api": already used by "web"'):
         await rollback(manager, "api")
 
 

@@ -1,0 +1,111 @@
+"""Whole clusters in a lab: real daemons, real kernels, the command as a user types it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from mesh.lab.lab import CLIENT, Lab
+
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A lab whose hosts form a cluster."""
+
+    lab: Lab
+    hosts: tuple[str, ...]
+
+    def mesh(self, *args: str, host: str = "h1", check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command on a host."""
+        done = self.lab.exec(host, ["mesh", *args], timeout=TIMEOUT_S)
+        if check:
+            assert done.returncode == 0, f"{host} $ mesh {' '.join(args)}: {done.stdout}{done.stderr}"
+        return done
+
+    def task(self, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command inside a task, wherever it is."""
+        return self.lab.exec(self.node_of(name), ["mesh", "task", "exec", name, "--", *argv], timeout=TIMEOUT_S)
+
+    def rows(self, template: str, *args: str) -> list[list[str]]:
+        """Fields of a list."""
+        out = self.mesh(*args, "--format", template).stdout
+        return [line.split("|") for line in out.splitlines()]
+
+    def running(self, service: str) -> dict[str, tuple[str, str]]:
+        """Running tasks of a service: name -> (node, address)."""
+        template = "{{.Name}}|{{.Node}}|{{.Addresses}}|{{.CurrentState}}"
+        rows = self.rows(template, "task", "ls", "--filter", f"service={service}")
+        return {name: (node, address) for name, node, address, state in rows if state.startswith("Running")}
+
+    def node_of(self, task: str) -> str:
+        return self.running(task.partition(".")[0])[task][0]
+
+    def outside(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the outside client."""
+        return self.lab.exec(CLIENT, list(argv), timeout=TIMEOUT_S)
+
+    def until(self, what: str, holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+        """Wait for something to hold."""
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < deadline, f"it never held that {what}\n{self.logs()}"
+            time.sleep(0.1)
+
+    def serve(self, name: str, replicas: int, *options: str) -> None:
+        """A service of the small web server, running and answering."""
+        self.mesh(
+            "service", "create", "-d", "--name", name, "--replicas", str(replicas), *options, "--",
+            sys.executable, "-m", "mesh.lab.whoami", "--port", "80",
+        )  # fmt: skip
+        self.until(f"{name} runs", lambda: len(self.running(name)) == replicas)
+        self.until(f"{name} answers", lambda: all(self.answers(t) for t in self.running(name)))
+
+    def answers(self, task: str) -> bool:
+        return self.task(task, "curl", "-s", "-m", "2", "http://127.0.0.1/").returncode == 0
+
+    def ready(self) -> bool:
+        """All nodes are ready."""
+        return [s for (s,) in self.rows("{{.Status}}", "node", "ls")] == ["Ready"] * len(self.hosts)
+
+    def logs(self) -> str:
+        """The end of every daemon's log, for a failure's message."""
+        ends = []
+        for host in self.hosts:
+            log = self.lab.directory / host / "meshd.log"
+            ends.append(f"--- {host}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]))
+        return "\n".join(ends)
+
+
+@pytest.fixture
+def bare_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Hosts with daemons that are in no cluster; `hosts(n)` says how many (2)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    marker = request.node.get_closest_marker("hosts")
+    lab = Lab(f"test{os.getpid()}")
+    try:
+        lab.up(marker.args[0] if marker else 2)
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def cluster(bare_lab: Lab) -> Cluster:
+    """The hosts of `bare_lab` as one cluster, the first its manager, with the network "web"."""
+    made = Cluster(bare_lab, tuple(bare_lab.hosts()))
+    made.mesh("init", "--dispatcher-heartbeat", "500ms")
+    token = made.mesh("token", "show", "worker", "-q").stdout.strip()
+    for host in made.hosts[1:]:
+        made.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host=host)
+    made.until("all nodes are ready", made.ready)
+    made.mesh("network", "create", "web")
+    return made
