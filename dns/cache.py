@@ -20,7 +20,7 @@ POSITIVE_TTL_MAX_S = 86_400
 NEGATIVE_TTL_MAX_S = 900  # RFC 2308 5 suggests one to three hours; names of tests and deployments appear faster
 FAILURE_TTL_S = 2
 STALE_MAX_S = 86_400  # RFC 8767 5
-STALE_TTL_S = 30  # what a stale answer says of itself (RFC 8767 4)
+STALE_TTL_S = 30  # what a stale answer says of itself at most (RFC 8767 4)
 
 
 class Key(msgspec.Struct, frozen=True, gc=False):
@@ -38,10 +38,11 @@ class _Kept(msgspec.Struct, frozen=True, gc=False):
     stored_s: float
     expires_s: float
     size: int
+    again_s: float = 0.0  # until then nobody is asked again, although the answer is stale
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
-    """A kept answer. Stale ones are for when nobody answers."""
+    """A kept answer. One that is `stale` is for when nobody answers."""
 
     message: Message
     age_s: int
@@ -81,10 +82,10 @@ class Cache:
             self.size -= kept.size
             return None
         self._kept[key] = kept  # to the end: used last
-        stale = now_s >= kept.expires_s
-        ttl_max_s = STALE_TTL_S if stale else POSITIVE_TTL_MAX_S
+        if now_s < kept.expires_s:
+            return Hit(kept.message, int(now_s - kept.stored_s), False, POSITIVE_TTL_MAX_S)
         # A stale answer's records are all said to live a little longer, so its age does not count.
-        return Hit(kept.message, 0 if stale else int(now_s - kept.stored_s), stale, ttl_max_s)
+        return Hit(kept.message, 0, now_s >= kept.again_s, STALE_TTL_S)
 
     def put(self, key: Key, message: Message, now_s: float) -> None:
         """Keep an answer. A failure does not displace a good answer that could be served stale."""
@@ -105,11 +106,10 @@ class Cache:
             self.evicted += 1
 
     def postpone(self, key: Key, now_s: float, delay_s: float) -> None:
-        """Nobody could be asked: take the stale answer for good for a while, instead of asking again each time."""
+        """Nobody could be asked: make do with the stale answer for a while, instead of asking again each time."""
         kept = self._kept.get(key)
-        if kept is not None and kept.expires_s <= now_s:
-            later = now_s + delay_s
-            self._kept[key] = msgspec.structs.replace(kept, stored_s=now_s, expires_s=later)
+        if kept is not None:
+            self._kept[key] = msgspec.structs.replace(kept, again_s=now_s + delay_s)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -156,16 +156,16 @@ class Server:
     def turn(self, timeout_s: float = IDLE_TURN_S) -> None:
         """Wait for something and do it, then what is due."""
         now_s = self.clock()
-        deadline_s = self.recursor.forwarder.deadline()
-        if deadline_s is not None:
-            timeout_s = min(timeout_s, max(0.0, deadline_s - now_s))
-        self.loop.turn(timeout_s)
-        now_s = self.clock()
         if now_s >= self._upstreams_s:
             self._upstreams_s = now_s + RESOLV_CONF_S
             chosen = choose(self._upstreams.read(), self._own.addresses)
             if chosen != self.recursor.forwarder.upstreams:
                 self.recursor.forwarder.set_upstreams(chosen)
+        deadline_s = self.recursor.forwarder.deadline()
+        if deadline_s is not None:
+            timeout_s = min(timeout_s, max(0.0, deadline_s - now_s))
+        self.loop.turn(timeout_s)
+        now_s = self.clock()
         deadline_s = self.recursor.forwarder.deadline()
         if deadline_s is not None and deadline_s <= now_s:
             self.recursor.forwarder.wake(now_s)
