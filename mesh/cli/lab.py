@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def _lab(ctx: click.Context) -> Lab:
 
 @contextmanager
 def _said() -> Iterator[None]:
-    """Errors of the lab as failures of the command."""
+    """Errors of the lab as failures of the command; a request to end as an interruption, so that all is cleaned up."""
     from mesh.lab.demo import DemoError
     from mesh.lab.lab import LabConflictError, LabError, LabMissingError, LabRefusedError
 
@@ -54,10 +55,14 @@ def _said() -> Iterator[None]:
         LabConflictError: ExitCode.CONFLICT,
         LabRefusedError: ExitCode.REFUSED,
     }
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except (LabError, DemoError) as error:
         raise Failure(str(error), codes.get(type(error), ExitCode.FAILED)) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hosts(ctx: click.Context, _: click.Parameter, beginning: str) -> list[str]:

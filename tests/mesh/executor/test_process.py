@@ -209,7 +209,8 @@ async def test_a_record_of_an_earlier_boot_or_process_means_nobody(executor: Pro
         path = tmp_path / "tasks/t1" / file
         true = path.read_text()
         path.write_text(json.dumps(json.loads(true) | {field: value}))
-        assert await executor.wait("t1") == LOST
+        async with asyncio.timeout(5):
+            assert await executor.wait("t1") == LOST
         await executor.stop("t1", "SIGKILL", 0)  # must not hit whoever has the pid now
         path.write_text(true)
     (found,) = await executor.adopt()
@@ -345,6 +346,28 @@ async def test_a_task_lives_on_when_the_daemon_is_killed(executor: ProcessExecut
     assert (found.pid, found.exit) == (int(done.stdout), None)
     await executor.stop("t1", "SIGTERM", 5)
     assert await executor.wait("t1") == Exit(143)
+
+
+async def test_daemons_that_start_a_task_at_the_same_time_start_it_once(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    what = launch("sh", "-c", f"echo once >> {tmp_path}/runs; exec sleep 1000")
+    await executor.prepare(what)
+    others = [ProcessExecutor(tmp_path, netns_dir=str(tmp_path / "netns")) for _ in range(4)]
+    async with asyncio.TaskGroup() as group:
+        starts = [group.create_task(other.start(what)) for other in others]
+    assert len({start.result() for start in starts}) == 1
+    until((tmp_path / "runs").exists)
+    await executor.stop("t1", "SIGTERM", 5)
+    assert (tmp_path / "runs").read_text() == "once\n"
+
+
+async def test_a_half_removed_task_is_not_reported_but_removed(executor: ProcessExecutor, tmp_path: Path) -> None:
+    await run(executor, launch("true"))
+    (tmp_path / "tasks/t1/launch.json").unlink()  # what a removal does first
+    (tmp_path / "tasks/t1/exit.json").unlink()
+    assert await executor.adopt() == []
+    assert list((tmp_path / "tasks").iterdir()) == list((tmp_path / "netns").iterdir()) == []
 
 
 async def test_a_task_survives_no_reboot(executor: ProcessExecutor, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,6 +92,25 @@ def test_exec_becomes_the_command_with_its_terminal_and_exit_code(up: Mesh, tmp_
         assert select.select([ours], [], [], 5)[0]
         assert os.read(ours, 100).startswith(b"/dev/pts/")
     os.close(ours)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_up_leaves_nothing(up: Mesh, tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "import sys; from pathlib import Path; from mesh.cli.main import main; from mesh.lab.lab import Daemon, Lab\n"
+        f"Lab.__init__.__defaults__ = ('lab', Path({str(tmp_path)!r}))\n"
+        "Lab.up.__defaults__ = (Daemon(('sleep', 'infinity'), '/run/never'), lambda _: None); main()"
+    )
+    name = f"cli-{os.getpid()}"
+    with subprocess.Popen([sys.executable, "-c", script, "lab", "--name", name, "up"], start_new_session=True) as child:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / name / "h3" / "daemon.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(child.pid, number)
+        assert child.wait(20) == ExitCode.INTERRUPTED
+    assert not (tmp_path / name).exists()
 
 
 def test_mistakes_are_sentences_with_exit_codes(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
