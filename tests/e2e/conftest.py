@@ -42,7 +42,7 @@ class Cluster:
     def running(self, service: str) -> dict[str, tuple[str, str]]:
         """Running tasks of a service: name -> (node, address)."""
         template = "{{.Name}}|{{.Node}}|{{.Addresses}}|{{.CurrentState}}"
-        rows = self.rows(template, "task", "ls", "--filter", f"service={service}")
+        rows = self.rows(template, "task", "ls", "--filter", f"service={service}", "--filter", "desired-state=running")
         return {name: (node, address) for name, node, address, state in rows if state.startswith("Running")}
 
     def node_of(self, task: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo is the main job: it runs, it shows what it should, and it leaves the machine as it was, also when interrupted."""
+"""The demo is the main job: it shows what it should, and leaves the machine as it was, also when interrupted."""
 
 from __future__ import annotations
 

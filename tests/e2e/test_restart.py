@@ -115,6 +115,7 @@ def test_containers_keep_resolving_and_connecting_while_the_only_manager_is_away
         "sleep", "infinity",
     )  # fmt: skip
     cluster.until("the client runs", lambda: len(cluster.running("client")) == 1)
+    time.sleep(1.0)  # every node has written its copy
     cluster.lab.kill_daemon("h1")
     ask = ["mesh", "task", "exec", "client.1", "--", "curl", "-sS", "-m", "3", "http://api/"]
     assert cluster.lab.exec("h2", ask).stdout.startswith("host=api.")
