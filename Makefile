@@ -2,16 +2,19 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-APT_PACKAGES := python3 python3-venv nftables iproute2 util-linux iputils-ping dnsutils curl tcpdump conntrack busybox-static
+APT_PACKAGES := python3 python3-venv nftables iproute2 util-linux iputils-ping dnsutils curl tcpdump conntrack busybox-static procps
+
+PREFIX := /opt/meshd
 
 .PHONY: demo test check proto lock install clean
 
 $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(APT_PACKAGES); fi
+	@/usr/bin/python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'meshd needs Python 3.11 or newer')"
 	/usr/bin/python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes --no-deps -r requirements.lock
-	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e . 
+	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(VENV)/.ready ## the main job, end to end, on this machine
@@ -32,6 +35,23 @@ proto: $(VENV)/.ready ## generate code from control/rpc/*.proto
 		--plugin=protoc-gen-mypy=$(VENV)/bin/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(VENV)/bin/protoc-gen-mypy_grpc \
 		control/rpc/control.proto
 
-lock: ## pin what pyproject.toml asks for (versions and hashes; no registry is named)
-	uv pip compile -q pyproject.toml --group dev --universal --generate-hashes --no-header \
-		--no-emit-find-links --no-emit-index-url -o requirements.lock
+install: ## the product in a virtual environment of its own under /opt/meshd, with its systemd unit
+	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(APT_PACKAGES); fi
+	/usr/bin/python3 -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install -q --require-hashes --no-deps -r requirements-run.lock
+	$(PREFIX)/bin/pip install -q --no-deps .
+	install -D -m 644 README.md $(PREFIX)/README.md
+	ln -sf $(PREFIX)/bin/mesh $(PREFIX)/bin/meshd /usr/local/bin/
+	install -D -m 644 mesh/daemon/meshd.service /etc/systemd/system/meshd.service
+	@echo "now: systemctl enable --now meshd"
+
+clean: ## remove what make made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+COMPILE := uv pip compile -q pyproject.toml --universal --generate-hashes --no-header --no-emit-find-links \
+	--no-emit-index-url
+
+lock: ## pin what pyproject.toml asks for: versions and hashes; no registry is named
+	$(COMPILE) --group dev -o requirements.lock
+	$(COMPILE) -o requirements-run.lock

@@ -3,10 +3,10 @@
 Everything of a lab is below `<root>/<name>`: `lab.json` (what runs in its hosts), and for each host a directory with
 `init.json` (its first process, by pid, start time and boot, so that only that is ever killed), `disk` (its
 /var/lib/meshd), `meshd.log`. The switch is a namespace with a bridge (10.66.0.0/24) that also routes to the client's
-network (192.0.2.0/24), so an outside address is really outside. Nothing is added to the machine's own namespaces.
+network (198.51.100.0/24), so an outside address is really outside. Nothing is added to the machine's own namespaces.
 
     h1 10.66.0.11 ─┐
-    h2 10.66.0.12 ─┼─ br0 10.66.0.1 [ switch ] 192.0.2.1 ── 192.0.2.2 client
+    h2 10.66.0.12 ─┼─ br0 10.66.0.1 [ switch ] 198.51.100.1 ── 198.51.100.2 client
     h3 10.66.0.13 ─┘
 """
 
@@ -35,8 +35,8 @@ ROOT = Path("/var/lib/mesh-lab")
 GROUPS = Path("/sys/fs/cgroup")
 MAX_HOSTS = 20  # each is a daemon of some 60 MB, and two cores share them all
 GATEWAY = "10.66.0.1"
-CLIENT_ADDRESS = "192.0.2.2"
-CLIENT_GATEWAY = "192.0.2.1"
+CLIENT_ADDRESS = "198.51.100.2"
+CLIENT_GATEWAY = "198.51.100.1"
 SWITCH, CLIENT = "switch", "client"
 # A host's first process is up in a fraction of this, also on a busy machine; so is a link.
 BOOT_TIMEOUT_S = 15.0

@@ -52,7 +52,7 @@ def test_a_life_by_hand(up: Mesh) -> None:
     assert [row[:-1] for row in rows] == [
         ["h1", "10.66.0.11", "up", "running"],
         ["h2", "10.66.0.12", "up", "running"],
-        ["client", "192.0.2.2", "up"],
+        ["client", "198.51.100.2", "up"],
     ]
     assert all(Path(f"/proc/{row[-1]}").exists() for row in rows)
     assert up("kill", "h2") == (0, "", "")
