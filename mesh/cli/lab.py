@@ -192,7 +192,7 @@ def demo(ctx: click.Context, hosts: int) -> None:
     made = _lab(ctx)
     if ctx.meta["lab"] == "lab" and made.exists():
         raise Failure('a lab is up already: "mesh lab down" first', ExitCode.CONFLICT)
-    before = snapshot()
+    before = snapshot(made.name)
     show = Demo(made, hosts, click.echo)
     with _said():
         try:
@@ -200,7 +200,7 @@ def demo(ctx: click.Context, hosts: int) -> None:
         finally:
             click.echo("\n=== clean-up: everything is removed again")
             made.down()
-    left = difference(before, snapshot())
+    left = difference(before, snapshot(made.name))
     rows = [[r.step, r.result, f"{r.seconds:.1f} s"] for r in show.rows]
     rows.append(["clean-up", "the machine is as before" if not left else f"{len(left)} things are left", ""])
     click.echo("\n" + table(["STEP", "RESULT", "TOOK"], rows), nl=False)
