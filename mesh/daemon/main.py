@@ -25,6 +25,7 @@ from mesh.daemon import machine
 from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
 from mesh.daemon.notify import notify, watchdog_interval_s
+from mesh.daemon.scrape import serve_metrics
 from mesh.executor.process import ProcessExecutor
 from mesh.log import setup_logging
 from mesh.metrics import Metrics
@@ -51,7 +52,7 @@ def main() -> None:
     try:
         config = load_config(sys.argv[1:])
         setup_logging(config)
-        _check_machine()
+        _check_machine(config)
         lock = _take(Path(config.state_dir))
     except (ConfigError, StartError) as error:
         sys.exit(f"meshd: {error}")
@@ -72,7 +73,9 @@ def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
-def _check_machine() -> None:
+def _check_machine(config: Config) -> None:
+    if config.executor == "docker":
+        raise StartError('there is no executor "docker" in this version: use "process", or "auto"')
     if os.geteuid() != 0:
         raise StartError("must run as root: it makes network namespaces, VXLAN devices and nftables rules")
     if shutil.which("nft") is None:
@@ -102,6 +105,8 @@ async def _run(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as group:
         helpers = [group.create_task(_watch_loop(metrics)), group.create_task(_feed_watchdog())]
+        if config.metrics_listen:
+            helpers.append(group.create_task(serve_metrics(config.metrics_listen, metrics)))
         serving = group.create_task(node.run(_ready))
         stopping = group.create_task(stop.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -78,6 +78,13 @@ def test_the_daemon_says_why_it_cannot_run(bare_lab: Lab, tmp_path: Path) -> Non
     second = bare_lab.exec("h1", ["meshd", "--state-dir", str(disk)])
     assert second.returncode == 1
     assert f"another meshd uses the state directory {disk}" in second.stderr
+    meshd = str(BIN / "meshd")
+    without_nft = bare_lab.exec("h1", ["env", "PATH=/nonexistent", meshd, "--state-dir", "/run/other"])
+    assert without_nft.returncode == 1
+    assert "nftables is not installed: apt-get install nftables" in without_nft.stderr
+    no_docker = bare_lab.exec("h1", [meshd, "--state-dir", "/run/other", "--executor", "docker"])
+    assert no_docker.returncode == 1
+    assert 'no executor "docker"' in no_docker.stderr
     assert "Traceback" not in second.stderr
 
 

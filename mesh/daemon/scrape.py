@@ -1,0 +1,42 @@
+"""`/metrics` for Prometheus, on the address that `metrics_listen` names; off by default.
+
+A few dozen lines instead of an HTTP library: it answers one path, reads no bodies, and closes after each answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from mesh.metrics import Metrics
+
+HEAD_MAX_BYTES = 8192  # of a request; more is no scraper
+READ_TIMEOUT_S = 5.0
+CLIENTS_MAX = 16
+
+
+async def serve_metrics(listen: str, metrics: Metrics) -> None:
+    """Serve until cancelled. `listen` is host:port. Raises OSError when the port cannot be had."""
+    host, _, port = listen.rpartition(":")
+    places = asyncio.Semaphore(CLIENTS_MAX)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with places, asyncio.timeout(READ_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_response(head.split(b"\r\n", 1)[0], metrics))
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=HEAD_MAX_BYTES)
+    async with server:
+        await server.serve_forever()
+
+
+def _response(request_line: bytes, metrics: Metrics) -> bytes:
+    words = request_line.split()
+    found = len(words) == 3 and words[0] == b"GET" and words[1].split(b"?")[0] == b"/metrics"
+    body = metrics.render().encode() if found else b"only GET /metrics is here\n"
+    status = b"200 OK" if found else b"404 Not Found"
+    head = b"HTTP/1.1 %b\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    return head % (status, len(body)) + body
