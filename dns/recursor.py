@@ -28,6 +28,13 @@ class Waiting(msgspec.Struct, frozen=True):
     reply_to: object
 
 
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """An answer that was at hand. `repeatable`: the same for whoever asks within a second."""
+
+    answer: bytes
+    repeatable: bool
+
+
 Socket = AskUdp | AskTcp | Close
 
 
@@ -39,19 +46,20 @@ class Recursor:
         self.forwarder = Forwarder(random_bits)
         self.served_stale = 0
 
-    def begin(self, waiting: Waiting, client: bytes, now_s: float) -> bytes | None:
+    def begin(self, waiting: Waiting, client: bytes, now_s: float) -> Fetched | None:
         """The answer, or None: it will come out of `take`."""
         query = waiting.query
         key = Key(query.name.lower(), query.qtype, query.qclass, query.dnssec_ok, bool(query.flags & wire.CD))
         hit = self.cache.get(key, now_s)
         if hit is not None and not hit.stale:
-            return _relay(waiting, hit)
+            return Fetched(_relay(waiting, hit), repeatable=True)
         if self.forwarder.ask(key, query.name, waiting, client, stale=hit is not None, now_s=now_s):
             return None
         if hit is not None:
             self.served_stale += 1
-            return _relay(waiting, hit)
-        return wire.answer(query, SERVFAIL, authoritative=False, limit=waiting.limit)
+            return Fetched(_relay(waiting, hit), repeatable=False)
+        failure = wire.answer(query, SERVFAIL, authoritative=False, limit=waiting.limit)
+        return Fetched(failure, repeatable=False)
 
     def take(self, now_s: float) -> tuple[list[Socket], list[tuple[Waiting, bytes]]]:
         """What to do with sockets, and whom to send what."""

@@ -43,9 +43,10 @@ _ARPA6 = b"\x03ip6\x04arpa"
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
-    """Somebody else's to answer."""
+    """Somebody else's to answer. `keep` (key, name): how the answer may be kept briefly."""
 
     query: Query
+    keep: tuple[bytes, bytes] | None = None
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False):
@@ -106,8 +107,12 @@ class View:
     networks: tuple[NetworkZone, ...]
     bare: bool  # whether names without `.mesh` are looked up, too
     subnets: tuple[IPv4Network | IPv6Network, ...] = ()
-    hot: Hot = field(default_factory=Hot)
+    hot: Hot = field(init=False)
     rotations: dict[bytes, dict[bytes, _Rotation]] = field(default_factory=dict)  # by name, then by key
+    known: bool = False  # to the resolver: it hears of changes and of the time
+
+    def __post_init__(self) -> None:
+        self.hot = Hot(lambda: sum(map(len, self.networks)))
 
     @property
     def name(self) -> str:
@@ -254,7 +259,13 @@ class Resolver:
             )
             if len(self._views) < VIEWS_MAX:
                 self._views[key] = view
+                view.known = True
         return view
+
+    def tick(self) -> None:
+        """A second has gone by: answers of other servers are as much older."""
+        for view in self._views.values():
+            view.hot.tick()
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -271,7 +282,7 @@ class Resolver:
         rotation = view.rotations.get(name, {}).get(key)
         if rotation is not None and (turned := rotation.turn()) is not None:
             return _spelled(data[:2] + turned, query)
-        return self._answer(view, query, query.udp_limit, (key, name) if query.plain else None)
+        return self._answer(view, query, query.udp_limit, (key, name) if query.plain and view.known else None)
 
     def tcp(self, view: View, data: bytes) -> Outcome:
         """Answer a message that came over TCP."""
@@ -288,7 +299,7 @@ class Resolver:
         name = query.name.lower()
         match self.lookup(view, name, query.starts):
             case Elsewhere():
-                return Forward(query)
+                return Forward(query, keep)
             case NoName():
                 soa = wire.soa(_zone_of(name, query.starts), NEGATIVE_TTL_S)
                 packed = wire.answer(query, wire.NXDOMAIN, authority=soa, limit=limit)

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 from dns import feed, kernel
 from dns.loop import READ, WRITE, Loop
 from dns.plan import Address
-from dns.recursor import Recursor, Waiting
+from dns.recursor import Fetched, Recursor, Waiting
 from dns.resolver import Resolver
 from dns.server_ask import Sockets
 from dns.server_tcp import Connections, Place, TcpListener
@@ -35,6 +35,8 @@ from dns.wire import Query
 RESOLV_CONF_S = 2.0
 # Counters, and a sign of life, go to the daemon this often.
 STATS_S = 2.0
+# Kept answers of other servers count their times-to-live down in steps of this.
+TICK_S = 1.0
 # The longest turn without anything to do.
 IDLE_TURN_S = 0.5
 # Messages of the daemon taken in one turn: a plan of 100,000 names must not hold up answers.
@@ -97,6 +99,7 @@ class Server:
         self._upstreams = upstreams
         self._own = _Own()
         self._upstreams_s = 0.0
+        self._tick_s = 0.0
         self._dropped: dict[str, int] = {}
         self._udp_counters = UdpCounters()
         self._sockets = Sockets(self.loop, self.recursor.forwarder, clock)
@@ -166,13 +169,16 @@ class Server:
             timeout_s = min(timeout_s, max(0.0, deadline_s - now_s))
         self.loop.turn(timeout_s)
         now_s = self.clock()
+        if now_s >= self._tick_s:
+            self._tick_s = now_s + TICK_S
+            self.resolver.tick()
         deadline_s = self.recursor.forwarder.deadline()
         if deadline_s is not None and deadline_s <= now_s:
             self.recursor.forwarder.wake(now_s)
         self._perform()
         self._connections.sweep(now_s)
 
-    def _ask(self, query: Query, limit: int, where: Datagram | Place, client: bytes) -> bytes | None:
+    def _ask(self, query: Query, limit: int, where: Datagram | Place, client: bytes) -> Fetched | None:
         return self.recursor.begin(Waiting(query, limit, where), client, self.clock())
 
     def _perform(self) -> None:
@@ -361,7 +367,7 @@ def main(arguments: list[str]) -> None:
     """`FD PARENT RESOLV_CONF [UPSTREAM...]`: serve what comes over the socket FD while the process PARENT lives."""
     fd, parent, resolv_conf = int(arguments[0]), int(arguments[1]), arguments[2]
     fixed = tuple(Upstream(host, int(port)) for host, _, port in (u.rpartition("|") for u in arguments[3:]))
-    for number in (signal.SIGINT, signal.SIGHUP):  # of the daemon's terminal: the daemon ends us when it ends
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole group: we end when the daemon does
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
     give_up_privileges()

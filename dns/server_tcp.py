@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dns.loop import READ, WRITE, Loop
+from dns.recursor import Fetched
 from dns.resolver import Drop, Forward, Resolver, View
 from dns.stream import Stream
 from dns.wire import MESSAGE_MAX, Query
@@ -20,7 +21,7 @@ READ_SIZE = 16 * 1024
 # Connections are looked at this often for deadlines.
 SWEEP_S = 0.5
 
-Ask = Callable[[Query, int, "Place", bytes], bytes | None]
+Ask = Callable[[Query, int, "Place", bytes], Fetched | None]
 
 
 @dataclass(slots=True)
@@ -160,9 +161,9 @@ class Connection:
                     self._owner.dropped[reason] = self._owner.dropped.get(reason, 0) + 1
                     self.stream.answered(None, self._owner.clock())
                 case Forward(query):
-                    answer = self._owner.ask(query, MESSAGE_MAX, Place(self), self.client)
-                    if answer is not None:
-                        self.stream.answered(answer, self._owner.clock())
+                    fetched = self._owner.ask(query, MESSAGE_MAX, Place(self), self.client)
+                    if fetched is not None:
+                        self.stream.answered(fetched.answer, self._owner.clock())
                 case bytes(answer):
                     self.stream.answered(answer, self._owner.clock())
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dns.fairness import Fairness
 from dns.kernel import BATCH, SLOT, Batch
+from dns.recursor import Fetched
 from dns.resolver import Drop, Forward, Resolver, View
 from dns.wire import Query
 
@@ -27,7 +28,7 @@ class Datagram:
     sender: tuple[str, int]
 
 
-Ask = Callable[[Query, int, Datagram, bytes], bytes | None]
+Ask = Callable[[Query, int, Datagram, bytes], Fetched | None]
 
 
 @dataclass(slots=True)
@@ -132,11 +133,14 @@ class UdpListener:
             case Drop(reason):
                 self._drop(reason)
                 return False
-            case Forward(query):
+            case Forward(query, keep):
                 where = Datagram(self, batch.sockaddr(slot))
-                answer = self._ask(query, query.udp_limit, where, batch.sender(slot))
-                if answer is None:
+                fetched = self._ask(query, query.udp_limit, where, batch.sender(slot))
+                if fetched is None:
                     return False
+                answer = fetched.answer
+                if keep is not None and fetched.repeatable:
+                    view.hot.put_brief(*keep, answer[:12][2:] + keep[1] + answer[12 + len(keep[1]) :])
             case bytes(answer):
                 pass
         batch.answer(slot, answer)

@@ -111,7 +111,7 @@ class NameServer:
 
     async def apply(self, plan: DnsPlan) -> None:
         """Serve this plan. Returns when it is served, or after APPLY_WAIT_S."""
-        if plan == self._plan:
+        if plan is self._plan:
             return
         self._plan = plan
         self._generation += 1

@@ -18,8 +18,6 @@ MESSAGE_S = 5.0
 PENDING_MAX = 64
 # Answers waiting to be read. A connection that has more is not read from.
 OUTPUT_MAX = 4 * MESSAGE_MAX
-# Over a connection's life. A client that needs more opens another, and others get their turn.
-QUESTIONS_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -29,7 +27,6 @@ class Stream:
     opened_s: float
     output: bytearray = field(default_factory=bytearray)
     pending: int = 0
-    questions: int = 0
     closing: bool = False  # nothing more is read; closed when the output is written
     _input: bytearray = field(default_factory=bytearray)
     _began_s: float | None = None  # when the question that is not complete began
@@ -68,10 +65,7 @@ class Stream:
             ready.append(bytes(self._input[2 : 2 + length]))
             del self._input[: 2 + length]
             self.pending += 1
-            self.questions += 1
             self._began_s = None
-        if self.questions >= QUESTIONS_MAX:
-            self.closing = True
         if not self._input or ready:
             self._began_s = None
         if self._input and self._began_s is None and self.pending < PENDING_MAX:

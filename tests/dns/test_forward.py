@@ -389,9 +389,9 @@ class Both:
     def begin(self, where: str = "c") -> bytes | None:
         query = wire.parse_query(wire.question(9, NAME, wire.A, edns=False))
         assert isinstance(query, Query)
-        answer = self.recursor.begin(Waiting(query, 512, where), b"client", self.now_s)
+        fetched = self.recursor.begin(Waiting(query, 512, where), b"client", self.now_s)
         self.take()
-        return answer
+        return None if fetched is None else fetched.answer
 
     def take(self) -> None:
         sockets, answers = self.recursor.take(self.now_s)

@@ -42,7 +42,8 @@ def test_spelling_is_the_askers() -> None:
 
 
 def test_what_is_used_survives_and_what_is_not_goes() -> None:
-    hot = Hot(generation_max=10)
+    hot = Hot()
+    hot.generation_max = 10
     hot.put(*packed("api"))
     for i in range(100, 200):
         hot.put(*packed(str(i)))
@@ -52,7 +53,8 @@ def test_what_is_used_survives_and_what_is_not_goes() -> None:
 
 
 def test_forgetting_reaches_both_generations() -> None:
-    hot = Hot(generation_max=2)
+    hot = Hot()
+    hot.generation_max = 2
     for name in ("aaa", "bbb", "ccc"):
         hot.put(*packed(name))
     for name in ("aaa", "ccc"):
@@ -61,6 +63,25 @@ def test_forgetting_reaches_both_generations() -> None:
     assert hot.find(packed("bbb")[0]) is not None
     hot.clear()
     assert len(hot) == 0
+
+
+def test_brief_answers_go_with_the_second() -> None:
+    hot = Hot()
+    hot.put(*packed("api"))
+    hot.put_brief(*packed("bbb"))
+    assert hot.find(packed("bbb")[0]) is not None
+    hot.tick()
+    assert hot.find(packed("bbb")[0]) is None
+    assert hot.find(packed("api")[0]) is not None
+
+
+def test_room_grows_with_the_number_of_names() -> None:
+    hot = Hot(lambda: 100_000)
+    hot.generation_max = 10
+    for i in range(100, 900):
+        hot.put(*packed(str(i)))
+    assert len(hot) == 800
+    assert hot.generation_max == 262_144
 
 
 def test_long_questions_are_not_kept() -> None:

@@ -1,0 +1,271 @@
+"""Name servers side by side on this machine: `python tests/bench/dns/run.py [--names 1000] [--rounds 3] ...`.
+
+Server pinned to one core, dnsperf to another; all servers take turns within each round, so that a busy machine hits
+them alike. *CPU µs/query* is the server's own time on the CPU (user and system, all its threads, from schedstat) for
+each question answered: the fair column, since dnsperf itself saturates. Latency is measured at a fixed rate that none
+of them finds hard. Needs root only to install packages (`--install`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rivals
+
+SERVER_CPU, LOAD_CPU = 1, 0
+BASE_PORT = 5400
+LATENCY_RATE = 10_000
+QUESTIONS = 20_000
+START_S = 30.0
+
+
+@dataclass
+class Result:
+    """All rounds of one server in one scenario."""
+
+    cpu_us: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    lost: int = 0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+    rss_mib: float = 0.0
+
+
+@dataclass
+class Server:
+    """One that runs."""
+
+    name: str
+    port: int
+    pid: int
+
+
+def cpu_ns(pid: int) -> int:
+    """Time on the CPU of all threads of a process and its children, so far."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+        for child in (task / "children").read_text().split():
+            total += cpu_ns(int(child))
+    return total
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def wait_until_serving(port: int, name: str) -> None:
+    """Ask until the answer has an address."""
+    question = (
+        b"\0\7\1\0\0\1\0\0\0\0\0\0" + b"".join(bytes([len(p)]) + p.encode() for p in name.split(".")) + b"\0\0\1\0\1"
+    )
+    deadline = time.monotonic() + START_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.2)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                sock.sendto(question, ("127.0.0.1", port))
+                if sock.recv(4096)[7]:
+                    return
+                time.sleep(0.2)
+    raise SystemExit(f"port {port} does not answer for {name}")
+
+
+@contextlib.contextmanager
+def running(name: str, port: int, count: int, upstream: int | None = None) -> Iterator[Server]:
+    """Start a server, pinned; end it afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as directory:
+        zone = rivals.records(count)
+        command = rivals.RIVALS[name](Path(directory), port, zone, upstream)
+        argv = ("taskset", "-c", str(SERVER_CPU), *command.argv)
+        with subprocess.Popen(argv, cwd=command.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_until_serving(port, f"{zone[0][0]}.{rivals.ZONE}")
+                yield Server(name, port, process.pid)
+            finally:
+                process.terminate()
+
+
+@contextlib.contextmanager
+def changing(port: int, count: int, rate: float) -> Iterator[Server]:
+    """Our server fed by a daemon (on the load's core) with changes."""
+    script = str(Path(__file__).with_name("changing.py"))
+    argv = ("taskset", "-c", str(LOAD_CPU), sys.executable, script, str(port), str(count), str(rate))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            pid = int(process.stdout.readline())
+            os.sched_setaffinity(pid, {SERVER_CPU})
+            yield Server(f"ours, {rate:g} changes/s", port, pid)
+        finally:
+            process.terminate()
+
+
+def dnsperf(server: Server, file: Path, seconds: float, *options: str) -> str:
+    """Run the load and return what it printed."""
+    argv = ("taskset", "-c", str(LOAD_CPU), "dnsperf", "-s", "127.0.0.1", "-p", str(server.port), "-d", str(file),
+            "-l", str(seconds), "-T1", *options)  # fmt: skip
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def number(pattern: str, text: str) -> float:
+    """The number after a heading of dnsperf's."""
+    found = re.search(pattern + r":\s+([0-9.]+)", text)
+    return float(found[1]) if found else 0.0
+
+
+def measure(server: Server, result: Result, file: Path, seconds: float, tcp: bool) -> None:
+    """One round."""
+    before = cpu_ns(server.pid)
+    options = ("-m", "tcp", "-c4", "-q100") if tcp else ("-c4", "-q100")
+    out = dnsperf(server, file, seconds, *options)
+    completed = number("Queries completed", out)
+    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / max(completed, 1))
+    result.rate.append(number("Queries per second", out))
+    result.lost += int(number("Queries lost", out))
+    result.rss_mib = max(result.rss_mib, rss_mib(server.pid))
+
+
+def latency(server: Server, result: Result, file: Path) -> None:
+    """Percentiles at a fixed rate, from dnsperf's line for each answer."""
+    out = dnsperf(server, file, 1.0, "-c4", "-Q", str(LATENCY_RATE), "-v")
+    took = sorted(float(line.split()[-1]) * 1e6 for line in out.splitlines() if line.startswith("> NOERROR"))
+    if took:
+        result.p50_us, result.p99_us = took[len(took) // 2], took[len(took) * 99 // 100]
+
+
+def questions(directory: Path, names: list[str]) -> Path:
+    """A file of questions in random order."""
+    rng = random.Random(1)
+    file = directory / f"questions-{len(names)}"
+    file.write_text("".join(f"{rng.choice(names)} A\n" for _ in range(max(QUESTIONS, 2 * len(names)))))
+    return file
+
+
+def table(title: str, results: dict[str, Result]) -> None:
+    """Print a scenario's results, best first."""
+    print(
+        f"\n{title}\n{'server':<28}{'CPU µs/query':>14}{'q/s':>10}{'p50 µs':>9}{'p99 µs':>9}{'RSS MiB':>9}{'lost':>7}"
+    )
+    for name, r in sorted(results.items(), key=lambda item: statistics.median(item[1].cpu_us)):
+        print(
+            f"{name:<28}{statistics.median(r.cpu_us):>14.2f}{statistics.median(r.rate):>10.0f}"
+            f"{r.p50_us:>9.0f}{r.p99_us:>9.0f}{r.rss_mib:>9.0f}{r.lost:>7}",
+            flush=True,
+        )
+
+
+def answering(args: argparse.Namespace, directory: Path, count: int, *, tcp: bool = False) -> dict[str, Result]:
+    """All servers, their own names, in turns."""
+    file = questions(directory, [f"{name}.{rivals.ZONE}" for name, _ in rivals.records(count)])
+    results = {name: Result() for name in args.servers if not (tcp and name == "dnslib")}
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(running(n, BASE_PORT + i, count)) for i, n in enumerate(results)]
+        for server in servers:
+            dnsperf(server, file, 0.5, "-c4", "-q100")  # warm
+        for _ in range(args.rounds):
+            for server in servers:
+                measure(server, results[server.name], file, args.seconds, tcp)
+        for server in servers:
+            latency(server, results[server.name], file)
+    return results
+
+
+def while_changing(args: argparse.Namespace, directory: Path, count: int) -> dict[str, Result]:
+    """Ours, as it is and while services change."""
+    results: dict[str, Result] = {}
+    file = questions(directory, [f"svc{i}" for i in range(count)])
+    for rate in (0.0, 100.0):
+        with changing(BASE_PORT + 40, count, rate) as server:
+            result = results[server.name] = Result()
+            for _ in range(args.rounds):
+                measure(server, result, file, args.seconds, tcp=False)
+            latency(server, result, file)
+    return results
+
+
+def forwarding(args: argparse.Namespace, directory: Path, count: int) -> dict[str, Result]:
+    """Names of others: each asked for once (cold), then again and again (warm). Our server is upstream of all."""
+    results: dict[str, Result] = {}
+    names = [f"h{i}.example.com" for i in range(count)]
+    upstream_zone = directory / "upstream"
+    upstream_zone.write_text("".join(f"{name} A 192.0.2.1\n" for name in names))
+    cold, warm = directory / "cold", questions(directory, names)
+    cold.write_text("".join(f"{name} A\n" for name in names))
+    upstream = BASE_PORT + 60
+    call = f"serve_records({str(upstream_zone)!r}, '127.0.0.1', {upstream}, ttl_s=3600)"
+    argv = ("taskset", "-c", str(LOAD_CPU), sys.executable, "-c", f"from dns.service import serve_records; {call}")
+    with subprocess.Popen(argv, cwd=rivals.ROOT) as process:
+        try:
+            wait_until_serving(upstream, names[0])
+            for i, name in enumerate(n for n in rivals.FORWARDERS if n in args.servers):
+                with running(name, BASE_PORT + 50 + i, 1, upstream) as server:
+                    result = results[f"{name}, cold"] = Result()
+                    before = cpu_ns(server.pid)
+                    out = dnsperf(server, cold, 30, "-n1", "-c4", "-q50")
+                    done = number("Queries completed", out)
+                    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / max(done, 1))
+                    result.rate.append(number("Queries per second", out))
+                    result.lost = int(number("Queries lost", out))
+                    result = results[f"{name}, warm"] = Result()
+                    for _ in range(args.rounds):
+                        measure(server, result, warm, args.seconds, tcp=False)
+                    latency(server, result, warm)
+        finally:
+            process.terminate()
+    return results
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--servers", nargs="+", default=list(rivals.RIVALS), choices=list(rivals.RIVALS))
+    parser.add_argument("--names", nargs="+", type=int, default=[1000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--only", nargs="+", default=["udp", "tcp", "changes", "forward"])
+    parser.add_argument("--install", action="store_true", help="apt-get install what is measured")
+    parser.add_argument("--json", help="write the numbers there, too")
+    args = parser.parse_args()
+    if args.install:
+        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *rivals.PACKAGES], check=True)
+    binaries = {"knot": "knotd", "bind9": "named", "ours": "python3", "dnslib": "python3"}
+    args.servers = [n for n in args.servers if shutil.which(binaries.get(n, n)) or print(f"{n} is not installed")]
+    kept: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-dns-") as name:
+        directory = Path(name)
+        scenarios = {
+            "udp": lambda n: answering(args, directory, n),
+            "tcp": lambda n: answering(args, directory, n, tcp=True),
+            "changes": lambda n: while_changing(args, directory, n),
+            "forward": lambda n: forwarding(args, directory, n),
+        }
+        for count in args.names:
+            for scenario in args.only:
+                results = scenarios[scenario](count)
+                title = f"{scenario}, {count} names"
+                table(title, results)
+                kept[title] = {server: vars(result) for server, result in results.items()}
+    if args.json:
+        Path(args.json).write_text(json.dumps(kept, indent=1))
+
+
+if __name__ == "__main__":
+    main()
