@@ -15,7 +15,7 @@ from pathlib import Path
 from control.model import Resources
 from mesh.executor import cgroup, netns, process, records  # noqa: F401 - imported before steps are counted
 from mesh.executor.protocol import Launch
-from tests.mesh.executor.launches import launch, until
+from tests.mesh.executor.launches import has_run, launch, until
 
 
 def task(directory: Path, name: str) -> Launch:
@@ -52,7 +52,7 @@ async def main() -> None:
     kill_at(int(sys.argv[2]))
     await executor.prepare(what)
     await executor.start(what)
-    until((directory / "runs").exists)
+    until(lambda: has_run(directory / "runs"))
     await executor.stop(what.task_id, "SIGTERM", 5)
     await executor.wait(what.task_id)
     await executor.remove(what.task_id)

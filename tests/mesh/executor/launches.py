@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from control.model import ProcessSpec, ResourceRequirements, Resources, TaskSpec
 from mesh.executor.protocol import Launch
@@ -25,3 +26,8 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.01)
+
+
+def has_run(runs: Path) -> bool:
+    """Whether a task has written its line: the shell makes the file a moment earlier."""
+    return runs.exists() and runs.read_text().endswith("\n")

@@ -11,7 +11,7 @@ import pytest
 
 from mesh.executor.process import ProcessExecutor
 from tests.mesh.executor.crasher import task
-from tests.mesh.executor.launches import until
+from tests.mesh.executor.launches import has_run, until
 
 pytestmark = pytest.mark.root
 STEPS_MAX = 60  # more would mean that the crasher does not count as it should
@@ -22,13 +22,13 @@ async def bring_to_its_end(directory: Path, name: str) -> None:
     executor = ProcessExecutor(directory, netns_dir=str(directory / "netns"))
     what = task(directory, name)
     found = {t.task_id: t for t in await executor.adopt()}.get(name)
-    has_run = (directory / "runs").exists()
-    if (found is None and not has_run) or (found is not None and found.exit is None):
+    began = (directory / "runs").exists()
+    if (found is None and not began) or (found is not None and found.exit is None):
         await executor.prepare(what)
         await executor.start(what)
-        until((directory / "runs").exists)
+        until(lambda: has_run(directory / "runs"))
     await executor.stop(name, "SIGTERM", 5)
-    if found is not None or not has_run:
+    if found is not None or not began:
         assert (await executor.wait(name)).code == 143
     await executor.remove(name)
 

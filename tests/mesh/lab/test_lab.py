@@ -52,7 +52,7 @@ def processes(marker: str) -> list[str]:
 def test_hosts_have_names_processes_and_directories_of_their_own(lab: Lab) -> None:
     for host in ("h1", "h2"):
         assert said(lab, host, "hostname; cat /etc/hostname") == [host, host]
-        assert said(lab, host, "cat /proc/1/comm") == ["python"]
+        assert said(lab, host, "cat /proc/1/comm")[0].startswith("python")
         assert len(said(lab, host, "ls -d /proc/[0-9]*")) < 8
         assert said(lab, host, "ls /run/netns 2>/dev/null || echo none") == ["none"]
         assert said(lab, host, "ls /sys/class/net") == ["eth0", "lo"]

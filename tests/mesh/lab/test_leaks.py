@@ -24,9 +24,12 @@ STEPS_MAX = 40
 LIFE = """
 import json, os, subprocess, sys
 from pathlib import Path
+from mesh.executor import namespaces
 from mesh.lab.lab import Daemon, Lab
 from mesh.lab.machine import snapshot
 name, root = sys.argv[1], Path(sys.argv[2])
+namespaces.release("/tmp")  # what others mount, and then remove, would go from our sight as well
+namespaces.own_run()
 subprocess.run(["nft", "add", "table", "inet", "somebody"], check=True)
 before = snapshot(name, root)
 lab = Lab(name, root)
