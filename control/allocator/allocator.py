@@ -16,6 +16,7 @@ from control.allocator import pools
 from control.decision import Decision
 from control.lifecycle import TaskState, Writer, is_terminal
 from control.model import (
+    Cluster,
     Network,
     Node,
     PortSpec,
@@ -32,7 +33,7 @@ from control.store.txn import Change, Delete, Put
 
 def decide(snapshot: Snapshot, now_ms: int) -> Decision:
     """Give what is missing, and let rest what was given back."""
-    if not any(True for _ in snapshot.all(Node)) and not any(True for _ in snapshot.all(Network)):
+    if not snapshot.all(Cluster):
         return Decision()
     work = _Work(snapshot, now_ms)
     work.networks()

@@ -32,7 +32,8 @@ def test_the_demo_shows_the_main_job_and_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("when", ["=== cluster", "=== inside", "=== failure"])
 def test_an_interrupted_demo_leaves_nothing(when: str) -> None:
-    name, before = f"demo{os.getpid()}", snapshot()
+    name = f"demo{os.getpid()}"
+    before = snapshot(name)
     demo = subprocess.Popen([MESH, "lab", "--name", name, "demo"], stdout=subprocess.PIPE, text=True)
     assert demo.stdout is not None
     for line in demo.stdout:
@@ -41,5 +42,5 @@ def test_an_interrupted_demo_leaves_nothing(when: str) -> None:
     demo.send_signal(signal.SIGINT)
     demo.communicate(timeout=60)
     assert demo.returncode == 130
-    assert difference(before, snapshot()) == []
+    assert difference(before, snapshot(name)) == []
     assert not (ROOT / name).exists()
