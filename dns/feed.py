@@ -87,6 +87,12 @@ class DropHomes(_Message, frozen=True):
     homes: tuple[tuple[str, str], ...]
 
 
+class SetUpstreams(_Message, frozen=True):
+    """Who is asked for names of others: (address, port, scope), in order."""
+
+    servers: tuple[tuple[str, int, str], ...]
+
+
 class AddListener(_Message, frozen=True):
     """Serve a network's view (None: the host's) on the two sockets that come with this."""
 
@@ -118,10 +124,8 @@ class Stats(_Message, frozen=True):
     upstreams: tuple[str, ...]
 
 
-ToServer = (
-    SetNetwork | DropNetwork | PutService | DropService | PutNodes | DropNodes | PutHomes | DropHomes
-    | AddListener | DropListener | Commit
-)  # fmt: skip
+Change = SetNetwork | DropNetwork | PutService | DropService | PutNodes | DropNodes | PutHomes | DropHomes
+ToServer = Change | SetUpstreams | AddListener | DropListener | Commit
 FromServer = Applied | Stats
 
 _encoder = msgspec.msgpack.Encoder()
@@ -191,7 +195,7 @@ def decode_from_server(data: bytes) -> FromServer:
 # --- differences --------------------------------------------------------------------------------------------------
 
 
-def changes(old: DnsPlan, new: DnsPlan) -> Iterator[ToServer]:
+def changes(old: DnsPlan, new: DnsPlan) -> Iterator[Change]:
     """What turns one plan into the other, listeners aside: those are sockets, and the shell's business.
 
     What is new comes before what goes: a service that moves from one name to another is never without.
@@ -205,7 +209,7 @@ def changes(old: DnsPlan, new: DnsPlan) -> Iterator[ToServer]:
     yield from _home_changes(old.multihomed, new.multihomed)
 
 
-def _network_changes(old: NetworkNames | None, new: NetworkNames) -> Iterator[ToServer]:
+def _network_changes(old: NetworkNames | None, new: NetworkNames) -> Iterator[Change]:
     if old is new:
         return
     if old is None or (old.name, old.gateway, old.subnet) != (new.name, new.gateway, new.subnet):
@@ -235,7 +239,7 @@ def _text(addresses: tuple[Address, ...]) -> tuple[str, ...]:
     return tuple(map(str, addresses))
 
 
-def _node_changes(old: Mapping[str, Address], new: Mapping[str, Address]) -> Iterator[ToServer]:
+def _node_changes(old: Mapping[str, Address], new: Mapping[str, Address]) -> Iterator[Change]:
     if old == new:
         return
     put = [(name, str(address)) for name, address in new.items() if old.get(name) != address]
@@ -249,7 +253,7 @@ def _node_changes(old: Mapping[str, Address], new: Mapping[str, Address]) -> Ite
 Homes = Mapping[tuple[str, Address], tuple[str, ...]]
 
 
-def _home_changes(old: Homes, new: Homes) -> Iterator[ToServer]:
+def _home_changes(old: Homes, new: Homes) -> Iterator[Change]:
     if old == new:
         return
     put = [(n, str(address), homes) for (n, address), homes in new.items() if old.get((n, address)) != homes]

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from dns import feed, kernel
@@ -28,11 +28,9 @@ from dns.resolver import Resolver
 from dns.server_ask import Sockets
 from dns.server_tcp import Connections, Place, TcpListener
 from dns.server_udp import Datagram, UdpCounters, UdpListener
-from dns.upstreams import FILE_MAX, Upstream, choose, parse_resolv_conf
+from dns.upstreams import Upstream, choose
 from dns.wire import Query
 
-# resolv.conf is looked at this often. Programs that write it do so by renaming, which inotify on a file does not see.
-RESOLV_CONF_S = 2.0
 # Counters, and a sign of life, go to the daemon this often.
 STATS_S = 2.0
 # Kept answers of other servers count their times-to-live down in steps of this.
@@ -54,51 +52,18 @@ class _Listener:
     tcp: TcpListener
 
 
-@dataclass(slots=True)
-class UpstreamSource:
-    """Where the addresses of other servers come from: fixed ones, or resolv.conf, read again when it changes."""
-
-    fixed: tuple[Upstream, ...] = ()
-    path: str | None = None
-    _seen: tuple[int, int, int] | None = None
-    _found: tuple[Upstream, ...] = ()
-
-    def read(self) -> tuple[Upstream, ...]:
-        """The servers as of now."""
-        if self.fixed or self.path is None:
-            return self.fixed
-        try:
-            stat = os.stat(self.path)
-            seen = stat.st_ino, stat.st_mtime_ns, stat.st_size
-            if seen != self._seen:
-                with open(self.path, "rb") as file:
-                    self._found = parse_resolv_conf(file.read(FILE_MAX).decode("utf-8", "replace"))
-                self._seen = seen
-        except OSError:
-            pass  # it is being replaced, or gone: what it said last is the best there is
-        return self._found
-
-
-@dataclass(slots=True)
-class _Own:
-    """Addresses that must not be asked as upstreams: our own on the host."""
-
-    addresses: set[tuple[Address, int]] = field(default_factory=set)
-
-
 class Server:
     """Everything of the process but how it is fed."""
 
-    def __init__(self, upstreams: UpstreamSource, clock: Callable[[], float], bits: Callable[[int], int]) -> None:
+    def __init__(self, clock: Callable[[], float], bits: Callable[[int], int]) -> None:
         """`bits(n)` gives n bits nobody can guess."""
         self.resolver = Resolver(random.Random(bits(64)))
         self.recursor = Recursor(bits)
         self.loop = Loop()
         self.clock = clock
         self.serving = True  # False: sockets are held, but not read, until the zone is complete
-        self._upstreams = upstreams
-        self._own = _Own()
-        self._upstreams_s = 0.0
+        self._upstreams: tuple[Upstream, ...] = ()
+        self._own: dict[int, tuple[Address, int]] = {}  # by listener: addresses on the host
         self._tick_s = 0.0
         self._dropped: dict[str, int] = {}
         self._udp_counters = UdpCounters()
@@ -124,13 +89,23 @@ class Server:
         if self.serving:
             self._watch(listener)
 
-    def add_own(self, address: Address, port: int) -> None:
-        """This is our own address on the host."""
-        self._own.addresses.add((address, port))
-        self._upstreams_s = 0.0
+    def set_upstreams(self, upstreams: tuple[Upstream, ...]) -> None:
+        """Ask these for names of others, ourselves left out."""
+        self._upstreams = upstreams
+        self._choose()
+
+    def _choose(self) -> None:
+        self.recursor.forwarder.set_upstreams(choose(self._upstreams, self._own.values()))
+
+    def add_own(self, number: int, address: Address, port: int) -> None:
+        """A listener's address is the host's: the host may be set to ask us."""
+        self._own[number] = address, port
+        self._choose()
 
     def drop_listener(self, number: int) -> None:
         """Stop serving there."""
+        if self._own.pop(number, None) is not None:
+            self._choose()
         listener = self._listeners.pop(number, None)
         if listener is not None:
             self.loop.forget(listener.udp.sock.fileno())
@@ -153,17 +128,13 @@ class Server:
         """Networks, or who is on several, changed."""
         for listener in self._listeners.values():
             listener.udp.refresh()
+            listener.tcp.refresh()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def turn(self, timeout_s: float = IDLE_TURN_S) -> None:
         """Wait for something and do it, then what is due."""
         now_s = self.clock()
-        if now_s >= self._upstreams_s:
-            self._upstreams_s = now_s + RESOLV_CONF_S
-            chosen = choose(self._upstreams.read(), self._own.addresses)
-            if chosen != self.recursor.forwarder.upstreams:
-                self.recursor.forwarder.set_upstreams(chosen)
         deadline_s = self.recursor.forwarder.deadline()
         if deadline_s is not None:
             timeout_s = min(timeout_s, max(0.0, deadline_s - now_s))
@@ -282,7 +253,23 @@ class Control:
             self._apply(feed.decode_to_server(data))
         return True
 
-    def _apply(self, message: feed.ToServer) -> None:  # noqa: C901 - one case for each kind
+    def _apply(self, message: feed.ToServer) -> None:
+        match message:
+            case feed.SetUpstreams(servers):
+                self._server.set_upstreams(tuple(Upstream(*server) for server in servers))
+                self._stats_s = 0.0  # tell at once
+            case feed.AddListener():
+                self._add_listener(message)
+            case feed.DropListener(number):
+                self._server.drop_listener(number)
+            case feed.Commit(number):
+                self._commit(number)
+            case _:
+                self._change(message)
+                if self._stale_views and self._server.serving:
+                    self._refresh()
+
+    def _change(self, message: feed.Change) -> None:
         resolver = self._server.resolver
         match message:
             case feed.SetNetwork():
@@ -305,14 +292,6 @@ class Control:
             case feed.DropHomes(gone):
                 resolver.drop_homes((network, ip_address(address)) for network, address in gone)
                 self._stale_views = True
-            case feed.AddListener():
-                self._add_listener(message)
-            case feed.DropListener(number):
-                self._server.drop_listener(number)
-            case feed.Commit(number):
-                self._commit(number)
-        if self._stale_views and self._server.serving:
-            self._refresh()
 
     def _refresh(self) -> None:
         self._stale_views = False
@@ -325,7 +304,7 @@ class Control:
         del self._fds[:_FDS_PER_MESSAGE]
         self._server.add_listener(message.number, udp, tcp, message.network_id)
         if message.host:
-            self._server.add_own(ip_address(message.address), message.port)
+            self._server.add_own(message.number, ip_address(message.address), message.port)
 
     def _commit(self, number: int) -> None:
         if not self._server.serving:
@@ -364,9 +343,8 @@ def give_up_privileges() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`FD PARENT RESOLV_CONF [UPSTREAM...]`: serve what comes over the socket FD while the process PARENT lives."""
-    fd, parent, resolv_conf = int(arguments[0]), int(arguments[1]), arguments[2]
-    fixed = tuple(Upstream(host, int(port)) for host, _, port in (u.rpartition("|") for u in arguments[3:]))
+    """`FD PARENT`: serve what the process PARENT says over the socket FD, while it lives."""
+    fd, parent = map(int, arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole group: we end when the daemon does
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
@@ -374,7 +352,7 @@ def main(arguments: list[str]) -> None:
     kernel.die_with_parent(signal.SIGKILL)  # only after: a change of user takes it back
     if os.getppid() != parent:
         return
-    server = Server(UpstreamSource(fixed, resolv_conf), time.monotonic, random.SystemRandom().getrandbits)
+    server = Server(time.monotonic, random.SystemRandom().getrandbits)
     server.serving = False
     Control(server, sock).run()
 

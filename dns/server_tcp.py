@@ -96,6 +96,12 @@ class TcpListener:
 
     def __init__(self, sock: socket.socket, network_id: str | None, connections: Connections) -> None:
         self.sock, self.network_id, self._connections = sock, network_id, connections
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The networks, or who is on several of them, changed."""
+        self._view = self._connections.resolver.view(self.network_id)
+        self._special = self._connections.resolver.special(self.network_id)
 
     def readable(self, _events: int) -> None:
         """Connections wait."""
@@ -103,8 +109,7 @@ class TcpListener:
 
     def view(self, client: bytes) -> View:
         """What a client sees."""
-        resolver = self._connections.resolver
-        return resolver.special(self.network_id).get(client) or resolver.view(self.network_id)
+        return self._special.get(client, self._view)
 
     def close(self) -> None:
         """Stop listening, and close what was accepted."""

@@ -30,14 +30,15 @@ from dns import feed, kernel
 from dns.plan import DEFAULT_TTL_S, Address, DnsPlan, Listener
 from dns.records import parse_records, records_zone
 from dns.resolver import Explanation, Resolver
-from dns.server import Server, UpstreamSource
-from dns.upstreams import parse_upstream
+from dns.server import Server
+from dns.upstreams import FILE_MAX, Upstream, parse_resolv_conf, parse_upstream
 
 log = logging.getLogger(__name__)
 
 # How long `apply` waits for the new answers to be served. The plan is taken all the same; it is only not yet known.
 APPLY_WAIT_S = 1.0
-# Namespaces are looked at this often for having been made anew; sockets that could not be opened are tried again.
+# Namespaces are looked at this often for having been made anew, sockets that could not be opened are tried again, and
+# resolv.conf is looked at: programs replace it by renaming, which a watch on the file does not see.
 SOCKETS_S = 1.0
 # A process that says nothing for this long (it sends its counters every STATS_S) is stuck, and started anew.
 SILENCE_MAX_S = 15.0
@@ -55,11 +56,37 @@ class Status:
     """For `mesh dns status` and metrics."""
 
     pid: int | None
+    current: bool  # the newest plan is served
     restarts: int
     listeners: int
     problems: tuple[str, ...]  # sentences about sockets that could not be opened
     upstreams: tuple[str, ...]
     counters: dict[str, int]  # of the process since it began
+
+
+@dataclass(slots=True)
+class _Upstreams:
+    """Where the addresses of other servers come from: fixed ones, or resolv.conf, read again when it changes."""
+
+    path: str
+    fixed: tuple[Upstream, ...] = ()
+    _seen: tuple[int, int, int] | None = None
+    _found: tuple[Upstream, ...] = ()
+
+    def read(self) -> tuple[Upstream, ...]:
+        """The servers as of now."""
+        if self.fixed:
+            return self.fixed
+        try:
+            stat = os.stat(self.path)
+            seen = stat.st_ino, stat.st_mtime_ns, stat.st_size
+            if seen != self._seen:
+                with open(self.path, "rb") as file:
+                    self._found = parse_resolv_conf(file.read(FILE_MAX).decode("utf-8", "replace"))
+                self._seen = seen
+        except OSError:
+            pass  # it is being replaced, or gone: what it said last is the best there is
+        return self._found
 
 
 @dataclass(slots=True)
@@ -83,6 +110,7 @@ class _Process:
 
     sock: socket.socket
     told: DnsPlan = field(default_factory=DnsPlan)
+    upstreams: tuple[Upstream, ...] = ()
     lent: set[int] = field(default_factory=set)
     heard_s: float = 0.0
 
@@ -92,8 +120,8 @@ class NameServer:
 
     def __init__(self, *, resolv_conf: str = "/etc/resolv.conf", upstreams: tuple[str, ...] = ()) -> None:
         """`upstreams` (ADDRESS or ADDRESS:PORT) replace those of `resolv_conf`. Raises ValueError."""
-        self._resolv_conf = resolv_conf
-        self._upstreams = tuple(map(parse_upstream, upstreams))
+        self._upstreams = _Upstreams(resolv_conf, tuple(map(parse_upstream, upstreams)))
+        self._servers = self._upstreams.read()
         self._plan = DnsPlan()
         self._generation = 0
         self._applied = -1
@@ -141,6 +169,7 @@ class NameServer:
         """What it does and what it cannot do."""
         return Status(
             pid=self._pid,
+            current=self._applied >= self._generation,
             restarts=max(0, self._starts - 1),
             listeners=len(self._open),
             problems=tuple(self._problems.values()),
@@ -159,7 +188,8 @@ class NameServer:
     async def _keep_sockets(self) -> None:
         while True:
             self._sockets_wanted.clear()
-            if await self._sync_sockets():
+            before, self._servers = self._servers, self._upstreams.read()
+            if await self._sync_sockets() or before != self._servers:
                 self._feed_wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SOCKETS_S):
@@ -227,17 +257,16 @@ class NameServer:
         except* (OSError, feed.FeedError, _Silent) as errors:
             why = "; ".join(str(error) for error in errors.exceptions) or "it closed its connection"
         finally:
-            self._pid = None
+            self._pid, self._applied = None, -1
             ours.close()
             await asyncio.shield(_end(child))
         return f"{why} (exit code {child.returncode})"
 
     async def _spawn(self, sock: socket.socket) -> asyncio.subprocess.Process:
         root = str(Path(__file__).resolve().parent.parent)
-        upstreams = [f"{u.address}|{u.port}" for u in self._upstreams]
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", _BOOT, root, str(sock.fileno()), str(os.getpid()), self._resolv_conf,
-            *upstreams, stdin=asyncio.subprocess.DEVNULL, pass_fds=(sock.fileno(),), cwd="/",
+            sys.executable, "-I", "-c", _BOOT, root, str(sock.fileno()), str(os.getpid()),
+            stdin=asyncio.subprocess.DEVNULL, pass_fds=(sock.fileno(),), cwd="/",
         )  # fmt: skip
 
     async def _feed(self, process: _Process) -> None:
@@ -247,6 +276,10 @@ class NameServer:
             self._feed_wanted.clear()
             plan, generation, opened = self._plan, self._generation, {o.number: o for o in self._open.values()}
             pending = bytearray()
+            if process.upstreams != self._servers:
+                process.upstreams = self._servers
+                servers = tuple((u.address, u.port, u.scope) for u in self._servers)
+                pending += feed.encode(feed.SetUpstreams(servers))
             for number in process.lent - opened.keys():
                 pending += feed.encode(feed.DropListener(number))
                 process.lent.discard(number)
@@ -369,14 +402,13 @@ def serve_records(
     address), dns.records.RecordsError, ValueError (upstreams).
     """
     records = parse_records(Path(path).read_text(encoding="utf-8"))
-    server = Server(
-        UpstreamSource(tuple(map(parse_upstream, upstreams))), time.monotonic, random.SystemRandom().getrandbits
-    )
+    server = Server(time.monotonic, random.SystemRandom().getrandbits)
+    server.set_upstreams(tuple(map(parse_upstream, upstreams)))
     zone = records_zone(records, ttl_s)
     server.resolver.add_zone(zone)
     udp, tcp = kernel.listening(host, port)
     server.add_listener(1, udp, tcp, zone.id)
-    server.add_own(ip_address(host), port)
+    server.add_own(1, ip_address(host), port)
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stopped.append(received))

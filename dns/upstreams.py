@@ -6,7 +6,7 @@ is complete when it gets here. What cannot be read is skipped, as libc does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -62,7 +62,7 @@ def parse_upstream(text: str) -> Upstream:
         return Upstream(address, int(port))
 
 
-def choose(found: Iterable[Upstream], own: Collection[tuple[Address, int]]) -> tuple[Upstream, ...]:
+def choose(found: Iterable[Upstream], own: Iterable[tuple[Address, int]]) -> tuple[Upstream, ...]:
     """Those to ask: without ourselves (the host may be set to ask us: a question would go round), not too many."""
     taken = {(str(address), port) for address, port in own}
     return tuple(u for u in found if (u.address, u.port) not in taken)[:UPSTREAMS_MAX]

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import dnslib
 import pytest
 
 from dns import kernel, stream, wire
 from dns.plan import DnsPlan, NetworkNames, ServiceNames, TaskNames
-from dns.server import Server, UpstreamSource
+from dns.server import Server
 from dns.upstreams import Upstream
 
 WEB = "n1"
@@ -49,9 +48,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(*upstreams: Upstream, plan: DnsPlan = PLAN, conf: Path | None = None) -> Iterator[Running]:
-    source = UpstreamSource(upstreams, str(conf) if conf else None)
-    server = Server(source, time.monotonic, random.SystemRandom().getrandbits)
+def serving(*upstreams: Upstream, plan: DnsPlan = PLAN) -> Iterator[Running]:
+    server = Server(time.monotonic, random.SystemRandom().getrandbits)
+    server.set_upstreams(upstreams)
     server.resolver.load(plan)
     udp, tcp = kernel.listening("127.0.0.1", 0)
     server.add_listener(1, udp, tcp, WEB)
@@ -323,19 +322,6 @@ def test_single_labels_never_leave() -> None:
             running.ask(name)
         running.ask("www.example.com")
         assert seen == ["www.example.com."]
-
-
-def test_a_new_resolv_conf_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dns.server.RESOLV_CONF_S", 0.02)
-    conf = tmp_path / "resolv.conf"
-    with serving(conf=conf) as running:
-        assert running.ask("www.example.com").header.rcode == wire.SERVFAIL
-        (tmp_path / "new").write_text("nameserver 192.0.2.7\nnameserver 192.0.2.8\n")
-        (tmp_path / "new").rename(conf)
-        until(lambda: running.server.stats().upstreams == ("192.0.2.7:53", "192.0.2.8:53"))
-        conf.unlink()
-        time.sleep(0.1)
-        assert running.server.stats().upstreams == ("192.0.2.7:53", "192.0.2.8:53")
 
 
 def test_questions_under_way_do_not_keep_sockets() -> None:

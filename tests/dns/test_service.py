@@ -168,6 +168,25 @@ async def test_names_of_others_go_to_the_servers_of_resolv_conf(tmp_path: Path) 
     upstream.close()
 
 
+async def test_a_new_resolv_conf_is_noticed(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    port, server = free_port(), NameServer(resolv_conf=str(conf))
+    async with running(server):
+        await server.apply(plan(port, api(task(1))))
+        assert (await ask("www.example.com", "A", port)).header.rcode == dnslib.RCODE.SERVFAIL
+        (tmp_path / "new").write_text("nameserver 192.0.2.7\nnameserver 192.0.2.8\n")
+        (tmp_path / "new").rename(conf)
+        await until(lambda: server.status().upstreams == ("192.0.2.7:53", "192.0.2.8:53"))
+
+
+async def test_we_do_not_ask_ourselves() -> None:
+    port = free_port()
+    server = NameServer(upstreams=(f"127.0.0.1:{port}", "192.0.2.9"))
+    async with running(server):
+        await server.apply(plan(port, api(task(1))))
+        await until(lambda: server.status().upstreams == ("192.0.2.9:53",))
+
+
 # --- in namespaces ------------------------------------------------------------------------------------------------
 
 
