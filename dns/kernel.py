@@ -25,7 +25,7 @@ assert SLOT >= UDP_MAX
 
 _NAME_LEN = 28  # struct sockaddr_in6, the larger one
 _CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 _IPV6_FREEBIND = 78
 # A burst of this many bytes waits in the kernel while a plan is loaded; the kernel counts about 1 KiB for a query.
@@ -232,6 +232,11 @@ _SO_RCVBUFFORCE = 33
 def die_with_parent(signal_number: int) -> None:
     """Ask for a signal when the thread that started this process ends. To be asked after giving up privileges."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+def name_process(name: str) -> None:
+    """What `ps -o comm` and `top` show; at most 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def no_new_privileges() -> None:

@@ -12,7 +12,7 @@ look-ups inside our subnets.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
@@ -136,6 +136,17 @@ class Explanation:
     outcome: str  # answer, no data, no such name, forwarded
     why: tuple[str, ...]
     answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One record of `mesh dns dump`. `name` is relative to the network; no `kind`: the name exists, without data."""
+
+    network: str
+    name: str
+    kind: str
+    data: str
+    why: str
 
 
 class Resolver:
@@ -387,7 +398,6 @@ class Resolver:
         starts = tuple(wire.label_starts(encoded, 0)[0])
         special = self.special(network_id).get(client.packed) if client is not None else None
         view = special or self.view(network_id)
-        kind = wire.TYPE_NAMES.get(qtype, f"TYPE{qtype}")
         match self.lookup(view, encoded, starts):
             case Elsewhere():
                 return Explanation(view.name, "forwarded", ("it is not a name of the mesh",))
@@ -397,9 +407,23 @@ class Resolver:
                 where = (f'found on network "{network}"',) if network else ()
                 records = entry.records.get(qtype)
                 if records is None:
-                    return Explanation(view.name, "no data", (*where, *entry.why, f"it has no {kind} record"))
+                    return Explanation(view.name, "no data", (*where, *entry.why, f"it has no {_kind(qtype)} record"))
                 shown = tuple(_show(qtype, record) for record in (*records.near, *records.far))
                 return Explanation(view.name, "answer", (*where, *entry.why), shown)
+
+
+def dump(zone: Zone) -> Iterator[Line]:
+    """All names of all networks, in order, each with its records; a name without any has one line without data."""
+    for network in sorted(zone.networks.values(), key=lambda n: n.name):
+        for text, name in sorted((wire.to_text(name), name) for name in network.names()):
+            entry = network.find(name)
+            assert entry is not None
+            why = "; ".join(entry.why)
+            if not entry.records:
+                yield Line(network.name, text, "", "", why)
+            for qtype, records in entry.records.items():
+                for record in (*records.near, *records.far):
+                    yield Line(network.name, text, _kind(qtype), _show(qtype, record), why)
 
 
 def _rotation(view: View, key: bytes, name: bytes) -> _Rotation:
@@ -410,6 +434,10 @@ def _rotation(view: View, key: bytes, name: bytes) -> _Rotation:
     if len(forms) >= FORMS_MAX and key not in forms:
         forms.clear()
     return forms.setdefault(key, _Rotation())
+
+
+def _kind(qtype: int) -> str:
+    return wire.TYPE_NAMES.get(qtype, f"TYPE{qtype}")
 
 
 def _no_data(query: Query, name: bytes, limit: int) -> bytes:

@@ -8,6 +8,7 @@ network can end it, block it, or make it grow without bound; it runs without pri
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -331,14 +332,18 @@ class Control:
 
 
 def give_up_privileges() -> None:
-    """As root: become nobody. Reading questions of strangers needs no rights."""
+    """As root: become nobody. Reading questions of strangers needs no rights.
+
+    In a container that may not even change its user, stay what we are.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = FILES_MAX if limit == resource.RLIM_INFINITY else min(FILES_MAX, limit)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limit))
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        with contextlib.suppress(PermissionError):
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     kernel.no_new_privileges()
 
 
@@ -348,6 +353,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole group: we end when the daemon does
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
+    kernel.name_process("mesh-dns")
     give_up_privileges()
     kernel.die_with_parent(signal.SIGKILL)  # only after: a change of user takes it back
     if os.getppid() != parent:

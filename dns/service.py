@@ -29,7 +29,7 @@ from pathlib import Path
 from dns import feed, kernel
 from dns.plan import DEFAULT_TTL_S, Address, DnsPlan, Listener
 from dns.records import parse_records, records_zone
-from dns.resolver import Explanation, Resolver
+from dns.resolver import Explanation, Line, Resolver, dump
 from dns.server import Server
 from dns.upstreams import FILE_MAX, Upstream, parse_resolv_conf, parse_upstream
 
@@ -182,6 +182,12 @@ class NameServer:
         resolver = Resolver(random.Random(0))
         resolver.load(self._plan)
         return resolver.explain(name, qtype, network_id, client)
+
+    def dump(self) -> list[Line]:
+        """All names that are served, for people."""
+        resolver = Resolver(random.Random(0))
+        resolver.load(self._plan)
+        return list(dump(resolver.zone))
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 

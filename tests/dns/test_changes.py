@@ -97,7 +97,7 @@ async def test_every_answer_is_right_at_its_time() -> None:
             history.begun_s[number].append(time.monotonic())
             await apply()
             async with asyncio.timeout(20):  # longer than `apply` waits, on a busy machine
-                while not server.status().current:  # noqa: ASYNC110 - what it waits for has no event
+                while not server.status().current:
                     await asyncio.sleep(0.01)
             history.ended_s[number].append(time.monotonic())
             await asyncio.sleep(0.005)

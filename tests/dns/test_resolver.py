@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dns import wire
 from dns.plan import Address, DnsPlan, NetworkNames, ServiceNames, TaskNames
-from dns.resolver import Drop, Forward, Resolver
+from dns.resolver import Drop, Forward, Resolver, dump
 
 WEB, DB = "n1", "n2"
 
@@ -362,6 +362,18 @@ def test_explanations(name: str, network: str, client: str | None, outcome_: str
     said = resolver().explain(name, wire.A, network, address)
     assert (said.outcome, said.answers) == (outcome_, answers)
     assert said.why
+
+
+def test_a_dump_shows_every_name_with_its_records() -> None:
+    lines = list(dump(resolver().zone))
+    assert lines == sorted(lines, key=lambda line: (line.network, line.name))
+    shown = {(line.network, line.name, line.kind, line.data) for line in lines}
+    assert ("web", "api", "A", "10.1.0.2") in shown
+    assert ("web", "tasks.spread", "A", "10.1.0.15") in shown
+    assert ("web", "_http._tcp.api", "SRV", "0 1 8080 1.api.web.mesh") in shown
+    assert ("web", "2.0.1.10.in-addr.arpa", "PTR", "api.web.mesh") in shown
+    assert ("web", "silent", "", "") in shown
+    assert {line.why for line in lines if line.name == "2.api"} == {'slot 2 of service "api", not ready'}
 
 
 def test_an_explanation_names_what_a_user_knows() -> None:

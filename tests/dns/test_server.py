@@ -126,6 +126,23 @@ def test_bursts_are_answered_each_with_its_own() -> None:
         assert running.stat("dropped_short") == 43
 
 
+def test_both_families_side_by_side() -> None:
+    with serving() as running:
+        udp, tcp = kernel.listening("::1", 0)
+        running.server.add_listener(2, udp, tcp, WEB)
+        port = udp.getsockname()[1]
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            for i in range(200):
+                sock.sendto(question("api" if i % 2 else "nobody"), ("::1", port))
+                assert running.ask("1.api").header.rcode == 0
+                assert sock.recv(512)[3] & 15 == (0 if i % 2 else 3)
+        with socket.create_connection(("::1", port), timeout=5) as stream_sock:
+            stream_sock.sendall(framed(question("api")))
+            assert read_framed(stream_sock)[3] & 15 == 0
+        running.server.drop_listener(2)
+
+
 def test_datagrams_of_every_size() -> None:
     with serving() as running, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for size in (0, 1, 11, 12, 512, 1279, 1280, 1281, 9000, 60_000):

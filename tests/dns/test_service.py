@@ -65,7 +65,7 @@ async def ask(name: str, kind: str, port: int, *, tcp: bool = False) -> dnslib.D
 
 async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not await asyncio.to_thread(happened):  # noqa: ASYNC110 - what it waits for has no event
+        while not await asyncio.to_thread(happened):
             await asyncio.sleep(0.05)
 
 
