@@ -216,8 +216,6 @@ class Client:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._knock()
             raise _failure(error) from error
-        except msgspec.MsgspecError as error:
-            raise Failure(f"meshd at {self._path} speaks another version: {error}") from error
 
 
 def _failure(error: grpc.Call) -> Failure:
@@ -239,4 +237,7 @@ def _filters(filters: Filters | None) -> dict[str, pb.StringList]:
 
 
 def _decode(wire: pb.Object, cls: type[X]) -> X:
-    return msgspec.msgpack.decode(wire.value, type=cls)
+    try:
+        return msgspec.msgpack.decode(wire.value, type=cls)
+    except msgspec.MsgspecError as error:
+        raise Failure(f"meshd speaks another version than this mesh: {error}") from error

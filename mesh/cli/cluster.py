@@ -64,7 +64,7 @@ def init(
       mesh init --advertise-addr eth1 --dispatcher-heartbeat 1s --default-addr-pool 10.64.0.0/12
     """
     client = session.client()  # before the generated code, so that a missing daemon is told first
-    from control.rpc import control_pb2 as pb  # noqa: PLC0415 - as gRPC: not for help
+    from control.rpc import control_pb2 as pb
 
     given = {
         "vxlan_port": data_path_port,
@@ -117,7 +117,7 @@ def join(session: Session, managers: Sequence[str], token_text: str, data_path_a
     if token_text == "-":
         token_text = sys.stdin.read(TOKEN_MAX)
     client = session.client()
-    from control.rpc import control_pb2 as pb  # noqa: PLC0415 - as gRPC: not for help
+    from control.rpc import control_pb2 as pb
 
     client.join(
         pb.LocalJoinRequest(

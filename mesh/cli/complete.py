@@ -27,9 +27,9 @@ def names(kind: str) -> Completer:
     """A completer of the names of "node", "network", "service" or "task"."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only in a completion
+        from click.shell_completion import CompletionItem
 
-        from mesh.cli.client import Client  # noqa: PLC0415
+        from mesh.cli.client import Client
 
         socket = ctx.find_root().params.get("socket") or DEFAULT_SOCKET
         try:
@@ -46,8 +46,8 @@ def names(kind: str) -> Completer:
 
 
 def _names(client: Client, kind: str) -> list[str]:
-    from control.lifecycle import is_terminal  # noqa: PLC0415
-    from control.model import Network, Node, Service, Task  # noqa: PLC0415
+    from control.lifecycle import is_terminal
+    from control.model import Network, Node, Service, Task
 
     match kind:
         case "node":

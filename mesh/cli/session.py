@@ -36,7 +36,7 @@ class Session:
 
     def client(self) -> Client:
         """The connection to the daemon. Raises Failure."""
-        from mesh.cli.client import Client  # noqa: PLC0415 - gRPC takes 100 ms to import; help must not wait for it
+        from mesh.cli.client import Client
 
         if self._client is None:
             self._client = Client(self.socket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,14 +159,14 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
       mesh task logs api.1
       mesh task logs --follow --tail 20 api.1
     """
-    from mesh.cli.logs import copy_log  # noqa: PLC0415
+    from mesh.cli.logs import copy_log
 
     client = session.client()
     root = Path(state_dir or _configured_state_dir()) / "tasks"
     directory = root / _task_with_log(client, name, root)
     session.close()
     try:
-        copy_log(directory, click.get_binary_stream("stdout"), tail=tail, follow=follow, sleep=session.sleep)
+        copy_log(directory, sys.stdout.buffer, tail=tail, follow=follow, sleep=session.sleep)
     except OSError as error:
         raise Failure(f'cannot read the log of task "{name}": {error.filename}: {error.strerror}') from error
 
@@ -187,7 +188,7 @@ def _task_with_log(client: Client, name: str, root: Path) -> str:
 
 
 def _configured_state_dir() -> str:
-    from mesh.config import ConfigError, load  # noqa: PLC0415
+    from mesh.config import ConfigError, load
 
     try:
         return load({}, os.environ, hostname="").config.state_dir
