@@ -16,6 +16,7 @@ from dns.plan import Address, DnsPlan, NetworkNames, ServiceNames, TaskNames
 
 # A service of RECORDS_MAX tasks is a tenth of that. A longer one is a mistake, and the connection is given up.
 MESSAGE_MAX = 8 * 1024 * 1024
+TASKS_MAX = 20_000  # of one service; at 100 bytes each a quarter of a message. The rest would not fit any answer.
 NODES_PER_MESSAGE = 1000
 HOMES_PER_MESSAGE = 1000
 
@@ -228,7 +229,10 @@ def _put(network_id: str, service: ServiceNames) -> PutService:
         service.name,
         service.aliases,
         _text(service.vips),
-        tuple(Task(t.id, t.slot, t.hostname, t.aliases, _text(t.addresses), t.ready, t.local) for t in service.tasks),
+        tuple(
+            Task(t.id, t.slot, t.hostname, t.aliases, _text(t.addresses), t.ready, t.local)
+            for t in service.tasks[:TASKS_MAX]
+        ),
         service.ttl_s,
         service.ports,
         service.local_first,

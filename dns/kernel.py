@@ -186,7 +186,21 @@ def _setns(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def listening(address: str, port: int) -> tuple[socket.socket, socket.socket]:
+def sharing(address: str, port: int, pairs: int) -> list[tuple[socket.socket, socket.socket]]:
+    """Pairs as of `listening`, that share the port between processes. Raises OSError."""
+    made: list[tuple[socket.socket, socket.socket]] = []
+    try:
+        while len(made) < pairs:
+            made.append(listening(address, port, shared=pairs > 1))
+    except OSError:
+        for pair in made:
+            for sock in pair:
+                sock.close()
+        raise
+    return made
+
+
+def listening(address: str, port: int, *, shared: bool = False) -> tuple[socket.socket, socket.socket]:
     """A UDP and a TCP socket on an address that need not be there yet. Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
@@ -194,6 +208,8 @@ def listening(address: str, port: int) -> tuple[socket.socket, socket.socket]:
     try:
         for made in (udp, tcp):
             made.setblocking(False)
+            if shared:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if made is tcp:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

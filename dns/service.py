@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -47,6 +48,8 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 5.0
 # A process that lived this long died of something new.
 HEALTHY_S = 10.0
 STOP_WAIT_S = 1.0
+# More would not be served faster by any machine this is made for, and each holds a zone and a cache of its own.
+PROCESSES_MAX = 16
 
 _BOOT = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from dns.server import main; main(sys.argv[1:])"
 
@@ -55,13 +58,13 @@ _BOOT = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from dns.server import ma
 class Status:
     """For `mesh dns status` and metrics."""
 
-    pid: int | None
+    pid: int | None  # of the first process
     current: bool  # the newest plan is served
     restarts: int
     listeners: int
     problems: tuple[str, ...]  # sentences about sockets that could not be opened
     upstreams: tuple[str, ...]
-    counters: dict[str, int]  # of the process since it began
+    counters: dict[str, int]  # since the processes began, added up
 
 
 @dataclass(slots=True)
@@ -91,23 +94,37 @@ class _Upstreams:
 
 @dataclass(slots=True)
 class _Open:
-    """Sockets of one listener."""
+    """Sockets of one listener: a pair for each process."""
 
     number: int
     listener: Listener
     namespace: tuple[int, int]
-    udp: socket.socket
-    tcp: socket.socket
+    pairs: list[_Pair]
 
     def close(self) -> None:
-        self.udp.close()
-        self.tcp.close()
+        for pair in self.pairs:
+            for sock in pair:
+                sock.close()
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One of the processes that share the port, whichever process it is at the time."""
+
+    index: int
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)  # there is something to tell it
+    pid: int | None = None
+    starts: int = 0
+    applied: int = -1  # the newest plan it serves
+    counters: dict[str, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()  # its upstreams
 
 
 @dataclass(slots=True)
 class _Process:
     """What one serving process was told so far."""
 
+    worker: _Worker
     sock: socket.socket
     told: DnsPlan = field(default_factory=DnsPlan)
     upstreams: tuple[Upstream, ...] = ()
@@ -118,24 +135,26 @@ class _Process:
 class NameServer:
     """The name server of a node. `apply` may be called before and while `run` runs."""
 
-    def __init__(self, *, resolv_conf: str = "/etc/resolv.conf", upstreams: tuple[str, ...] = ()) -> None:
-        """`upstreams` (ADDRESS or ADDRESS:PORT) replace those of `resolv_conf`. Raises ValueError."""
+    def __init__(
+        self, *, resolv_conf: str = "/etc/resolv.conf", upstreams: tuple[str, ...] = (), processes: int = 1
+    ) -> None:
+        """`upstreams` (ADDRESS or ADDRESS:PORT) replace those of `resolv_conf`. Raises ValueError.
+
+        More than one of `processes` share the port; the kernel gives each client's socket to one of them.
+        """
+        if not 1 <= processes <= PROCESSES_MAX:
+            raise ValueError(f"1 to {PROCESSES_MAX} processes can serve names, not {processes}")
         self._upstreams = _Upstreams(resolv_conf, tuple(map(parse_upstream, upstreams)))
         self._servers = self._upstreams.read()
         self._plan = DnsPlan()
         self._generation = 0
-        self._applied = -1
         self._running = False
         self._open: dict[Listener, _Open] = {}
         self._numbers = 0
         self._problems: dict[Listener, str] = {}
         self._sockets_wanted = asyncio.Event()  # the listeners of the plan changed
-        self._feed_wanted = asyncio.Event()  # the plan, or the sockets, changed
         self._heard = asyncio.Condition()
-        self._pid: int | None = None
-        self._starts = 0
-        self._counters: dict[str, int] = {}
-        self._asked: tuple[str, ...] = ()
+        self._workers = [_Worker(i) for i in range(processes)]
 
     async def apply(self, plan: DnsPlan) -> None:
         """Serve this plan. Returns when it is served, or after APPLY_WAIT_S."""
@@ -145,12 +164,21 @@ class NameServer:
         self._generation += 1
         generation = self._generation
         self._sockets_wanted.set()
-        self._feed_wanted.set()
+        self._tell()
         if not self._running:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(APPLY_WAIT_S), self._heard:
-                await self._heard.wait_for(lambda: self._applied >= generation)
+                await self._heard.wait_for(lambda: self._served >= generation)
+
+    @property
+    def _served(self) -> int:
+        """The newest plan that all processes serve."""
+        return min(worker.applied for worker in self._workers)
+
+    def _tell(self) -> None:
+        for worker in self._workers:
+            worker.wanted.set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -158,7 +186,8 @@ class NameServer:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_sockets())
-                group.create_task(self._keep_process())
+                for worker in self._workers:
+                    group.create_task(self._keep_process(worker))
         finally:
             self._running = False
             for opened in self._open.values():
@@ -167,14 +196,17 @@ class NameServer:
 
     def status(self) -> Status:
         """What it does and what it cannot do."""
+        counters: Counter[str] = Counter()
+        for worker in self._workers:
+            counters.update(worker.counters)
         return Status(
-            pid=self._pid,
-            current=self._applied >= self._generation,
-            restarts=max(0, self._starts - 1),
+            pid=self._workers[0].pid,
+            current=self._served >= self._generation,
+            restarts=sum(max(0, worker.starts - 1) for worker in self._workers),
             listeners=len(self._open),
             problems=tuple(self._problems.values()),
-            upstreams=self._asked,
-            counters=dict(self._counters),
+            upstreams=self._workers[0].asked,
+            counters=dict(counters),
         )
 
     def explain(self, name: str, qtype: int, network_id: str | None, client: Address | None = None) -> Explanation:
@@ -196,13 +228,14 @@ class NameServer:
             self._sockets_wanted.clear()
             before, self._servers = self._servers, self._upstreams.read()
             if await self._sync_sockets() or before != self._servers:
-                self._feed_wanted.set()
+                self._tell()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SOCKETS_S):
                     await self._sockets_wanted.wait()
 
     async def _sync_sockets(self) -> bool:
         """Open and close sockets as the plan wants. Whether anything changed."""
+        before = set(self._open), dict(self._problems)
         wanted = dict.fromkeys(self._plan.listeners)
         gone = [o for o in self._open.values() if o.listener not in wanted or o.namespace != _namespace(o.listener)]
         for opened in gone:  # first: their addresses may be wanted again, and they would keep a namespace alive
@@ -214,10 +247,10 @@ class NameServer:
         if missing:
             # A new thread each time: one that could not find back into its namespace is not used again.
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dns-sockets") as thread:
-                made = await asyncio.get_running_loop().run_in_executor(thread, _open_all, missing)
+                made = await asyncio.get_running_loop().run_in_executor(thread, _open_all, missing, len(self._workers))
             for listener, result in made:
                 self._opened(listener, result)
-        return bool(gone or missing)
+        return bool(gone) or before != (set(self._open), self._problems)
 
     def _opened(self, listener: Listener, result: _Sockets | str) -> None:
         if isinstance(result, str):
@@ -231,18 +264,18 @@ class NameServer:
 
     # --- the process ------------------------------------------------------------------------------------------------
 
-    async def _keep_process(self) -> None:
+    async def _keep_process(self, worker: _Worker) -> None:
         backoff_s = 0.0
         while True:
             began_s = time.monotonic()
-            why = await self._one_process()
+            why = await self._one_process(worker)
             if time.monotonic() - began_s > HEALTHY_S:
                 backoff_s = 0.0
             log.warning("the name server ended, and is started anew", extra={"why": why, "after_s": backoff_s})
             await asyncio.sleep(backoff_s)
             backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, backoff_s * 2))
 
-    async def _one_process(self) -> str:
+    async def _one_process(self, worker: _Worker) -> str:
         """Start a process and feed it until it ends. Returns why it did."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -252,9 +285,9 @@ class NameServer:
         except OSError as error:
             ours.close()
             return f"cannot start it: {error.strerror}"
-        self._pid = child.pid
-        self._starts += 1
-        process = _Process(ours, heard_s=time.monotonic())
+        worker.pid = child.pid
+        worker.starts += 1
+        process = _Process(worker, ours, heard_s=time.monotonic())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(process))
@@ -263,7 +296,7 @@ class NameServer:
         except* (OSError, feed.FeedError, _Silent) as errors:
             why = "; ".join(str(error) for error in errors.exceptions) or "it closed its connection"
         finally:
-            self._pid, self._applied = None, -1
+            worker.pid, worker.applied = None, -1
             ours.close()
             await asyncio.shield(_end(child))
         return f"{why} (exit code {child.returncode})"
@@ -277,9 +310,9 @@ class NameServer:
 
     async def _feed(self, process: _Process) -> None:
         """Tell the process what changed, again and again."""
-        loop = asyncio.get_running_loop()
+        loop, worker = asyncio.get_running_loop(), process.worker
         while True:
-            self._feed_wanted.clear()
+            worker.wanted.clear()
             plan, generation, opened = self._plan, self._generation, {o.number: o for o in self._open.values()}
             pending = bytearray()
             if process.upstreams != self._servers:
@@ -297,11 +330,11 @@ class NameServer:
             process.told = plan
             await loop.sock_sendall(process.sock, pending)
             for number in sorted(opened.keys() - process.lent):
-                await _lend(process.sock, opened[number])
+                await _lend(process.sock, opened[number], worker.index)
                 process.lent.add(number)
             if generation == 0 or all(x in self._open or x in self._problems for x in plan.listeners):
                 await loop.sock_sendall(process.sock, feed.encode(feed.Commit(generation)))
-            await self._feed_wanted.wait()
+            await worker.wanted.wait()
 
     async def _read(self, process: _Process) -> None:
         loop, frames = asyncio.get_running_loop(), feed.Frames()
@@ -312,10 +345,10 @@ class NameServer:
                 match feed.decode_from_server(frame):
                     case feed.Applied(number):
                         async with self._heard:
-                            self._applied = number
+                            process.worker.applied = number
                             self._heard.notify_all()
                     case feed.Stats(values, upstreams):
-                        self._counters, self._asked = values, upstreams
+                        process.worker.counters, process.worker.asked = values, upstreams
         raise ConnectionResetError("it closed its connection")
 
 
@@ -343,19 +376,19 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         await child.wait()
 
 
-async def _lend(sock: socket.socket, opened: _Open) -> None:
-    """Send sockets with the message that says what they are for."""
-    listener = opened.listener
+async def _lend(sock: socket.socket, opened: _Open, index: int) -> None:
+    """Send a pair of sockets with the message that says what they are for."""
+    listener, pair = opened.listener, opened.pairs[index]
     data = feed.encode(
         feed.AddListener(
             opened.number, listener.network_id, str(listener.address), listener.port, listener.netns is None
         )
     )
     while True:
-        if opened.udp.fileno() < 0:  # closed while we waited: told with the next round
+        if pair[0].fileno() < 0:  # closed while we waited: told with the next round
             return
         try:
-            sent = socket.send_fds(sock, [data], [opened.udp.fileno(), opened.tcp.fileno()])
+            sent = socket.send_fds(sock, [data], [made.fileno() for made in pair])
             break
         except BlockingIOError:
             await _writable(sock)
@@ -372,28 +405,29 @@ async def _writable(sock: socket.socket) -> None:
         loop.remove_writer(sock)
 
 
-_Sockets = tuple[tuple[int, int], socket.socket, socket.socket]
+_Pair = tuple[socket.socket, socket.socket]  # UDP, TCP
+_Sockets = tuple[tuple[int, int], list[_Pair]]
 
 
 def _namespace(listener: Listener) -> tuple[int, int] | None:
     return kernel.namespace_id(listener.netns)
 
 
-def _open_all(listeners: list[Listener]) -> list[tuple[Listener, _Sockets | str]]:
+def _open_all(listeners: list[Listener], pairs: int) -> list[tuple[Listener, _Sockets | str]]:
     """Sockets, or a sentence, for each. Runs in a thread."""
-    return [(listener, _open_one(listener)) for listener in listeners]
+    return [(listener, _open_one(listener, pairs)) for listener in listeners]
 
 
-def _open_one(listener: Listener) -> _Sockets | str:
+def _open_one(listener: Listener, pairs: int) -> _Sockets | str:
     namespace = _namespace(listener)
     try:
         if namespace is None:
             raise FileNotFoundError(2, "its network namespace is not there")
-        udp, tcp = kernel.inside(listener.netns, lambda: kernel.listening(str(listener.address), listener.port))
+        made = kernel.inside(listener.netns, lambda: kernel.sharing(str(listener.address), listener.port, pairs))
     except OSError as error:
         where = f" in {listener.netns}" if listener.netns else ""
         return f"cannot listen on {listener.address} port {listener.port}{where}: {error.strerror}"
-    return namespace, udp, tcp
+    return namespace, made
 
 
 # --- alone --------------------------------------------------------------------------------------------------------

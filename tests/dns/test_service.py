@@ -109,6 +109,21 @@ async def test_a_killed_process_is_replaced_and_what_waited_is_answered() -> Non
         assert server.status().pid != pid
 
 
+async def test_several_processes_share_the_port() -> None:
+    port, server = free_port(), NameServer(resolv_conf="/dev/null", processes=3)
+    async with running(server):
+        await server.apply(plan(port, api(task(1))))
+        for _ in range(30):  # from another port each time
+            assert addresses(await ask("api", "A", port)) == {"10.91.0.2"}
+        await server.apply(plan(port))
+        for _ in range(30):
+            assert (await ask("api", "A", port)).header.rcode == dnslib.RCODE.NXDOMAIN
+        await until(lambda: server.status().counters.get("queries_udp") == 60)
+        assert server.status().counters["listeners"] == 3
+    with pytest.raises(ValueError, match="not 0"):
+        NameServer(processes=0)
+
+
 async def test_the_process_ends_with_its_daemon() -> None:
     port, server = free_port(), NameServer(resolv_conf="/dev/null")
     async with running(server):
