@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from control.model import ClusterSpec, NodeDescription, Task
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlServicer,
+    ControlStub,
     MembershipStub,
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
@@ -38,6 +40,7 @@ from mesh.metrics import Metrics
 log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 20.0
+LEAVE_TIMEOUT_S = 5.0
 # `init` and `join` wait this long for the node's first session; it is there in a fraction.
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_POLL_S = 0.02
@@ -68,6 +71,7 @@ class Node:
         self._manager: Manager | None = None
         self._wake = asyncio.Event()
         self._leave = asyncio.Event()
+        self._left = asyncio.Event()
         self._changing = asyncio.Lock()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -125,18 +129,27 @@ class Node:
                 group.create_task(self._agent.run())
                 group.create_task(self._until_left(self._agent))
         except* _Left:
-            log.info("left the cluster")
+            log.info("leaving the cluster")
         finally:
             self._agent = None
             if self._manager is not None:
                 await self._manager.close()
                 self._manager = None
+        await self._forget(identity)  # there is no other way to get here than to leave
 
     async def _until_left(self, agent: Agent) -> None:
         await self._leave.wait()
-        await agent.leave()
         self._leave.clear()
+        await agent.leave()
         raise _Left
+
+    async def _forget(self, identity: Identity) -> None:
+        """Nothing of the cluster stays here, and as little as possible of this node there."""
+        await self._take_leave(identity)
+        identities.forget(self.state_dir)
+        await asyncio.to_thread(shutil.rmtree, self.state_dir / "manager", ignore_errors=True)
+        self.identity = None
+        self._left.set()
 
     async def _open_manager(self, identity: Identity) -> Manager:
         return await Manager.open(
@@ -282,11 +295,22 @@ class Node:
                 )
             if self._agent is None:
                 raise StateError("this node is not up yet; try again")
+            self._left.clear()
             self._leave.set()
-            while self._leave.is_set() or self._agent is not None:  # noqa: ASYNC110 - ends with the member's group
-                await asyncio.sleep(0.05)
-            identities.forget(self.state_dir)
-            self.identity = None
+            await self._left.wait()
+
+    async def _take_leave(self, identity: Identity) -> None:
+        """Have the managers forget this node. If none answers, it stays in their list as down."""
+        if identity.role == "manager":
+            return
+        request = pb.RemoveRequest(kind="node", reference=identity.node_id, force=True)
+        for address in identity.managers:
+            try:
+                async with grpc.aio.insecure_channel(address) as channel:
+                    await ControlStub(channel).Remove(request, timeout=LEAVE_TIMEOUT_S)
+                    return
+            except grpc.aio.AioRpcError as error:
+                log.warning("cannot sign off", extra={"manager": address, "error": error.details()})
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
