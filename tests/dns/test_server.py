@@ -47,12 +47,20 @@ class Running:
         return self.server.stats().values.get(name, 0)
 
 
+def listening() -> tuple[socket.socket, socket.socket]:
+    """A pair on some port. The one that UDP gets may be taken for TCP: then another."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            return kernel.listening("127.0.0.1", 0)
+    raise AssertionError("no port is free")
+
+
 @contextlib.contextmanager
 def serving(*upstreams: Upstream, plan: DnsPlan = PLAN) -> Iterator[Running]:
     server = Server(time.monotonic, random.SystemRandom().getrandbits)
     server.set_upstreams(upstreams)
     server.resolver.load(plan)
-    udp, tcp = kernel.listening("127.0.0.1", 0)
+    udp, tcp = listening()
     server.add_listener(1, udp, tcp, WEB)
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -347,5 +355,5 @@ def test_questions_under_way_do_not_keep_sockets() -> None:
             s.sendto(question(f"n{i}.example.com"), ("127.0.0.1", running.port))
         until(lambda: running.stat("forward_refused") > 0)  # one client's share
         assert running.ask("api").header.rcode == 0
-        until(lambda: running.stat("forward_failed") == running.stat("forwarded"))
-        assert len(running.server._sockets) == 0
+        until(lambda: 0 < running.stat("forwarded") == running.stat("forward_failed"))
+        until(lambda: len(running.server._sockets) == 0)
