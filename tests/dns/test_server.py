@@ -47,11 +47,11 @@ class Running:
         return self.server.stats().values.get(name, 0)
 
 
-def listening() -> tuple[socket.socket, socket.socket]:
+def listening(host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
     """A pair on some port. The one that UDP gets may be taken for TCP: then another."""
     for _ in range(20):
         with contextlib.suppress(OSError):
-            return kernel.listening("127.0.0.1", 0)
+            return kernel.listening(host, 0)
     raise AssertionError("no port is free")
 
 
@@ -136,7 +136,7 @@ def test_bursts_are_answered_each_with_its_own() -> None:
 
 def test_both_families_side_by_side() -> None:
     with serving() as running:
-        udp, tcp = kernel.listening("::1", 0)
+        udp, tcp = listening("::1")
         running.server.add_listener(2, udp, tcp, WEB)
         port = udp.getsockname()[1]
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
@@ -227,7 +227,7 @@ Behaviour = Callable[[dnslib.DNSRecord], "bytes | None"]
 @contextlib.contextmanager
 def fake(behaviour: Behaviour, tcp: Behaviour | None = None) -> Iterator[Upstream]:
     """A name server on loopback that does what it is told."""
-    udp, listener = kernel.listening("127.0.0.1", 0)
+    udp, listener = listening()
     stop = threading.Event()
 
     def serve_udp() -> None:
