@@ -104,8 +104,8 @@ def test_the_root_help_lists_every_noun(capfd: pytest.CaptureFixture[str]) -> No
         (
             ["service", "create", "-p", "http", "--name", "x", "--", "true"],
             (
-                "Invalid value for '--publish' / '-p': \"http\" is not a port to publish: such as 8080:80, or 8080:80/udp"
-                '\nsee "mesh service create --help"'
+                "Invalid value for '--publish' / '-p': \"http\" is not a port to publish: such as 8080:80, or "
+                '8080:80/udp\nsee "mesh service create --help"'
             ),
         ),
         (["node", "update", "h1"], 'nothing to change: see the options\nsee "mesh node update --help"'),
