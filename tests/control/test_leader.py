@@ -70,7 +70,7 @@ async def leading(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - there is nothing else to wait for
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -72,7 +72,7 @@ async def bootstrap(directory: Path, **fields: Any) -> Bootstrapped:
 async def until(condition: Callable[[], bool], why: str = "", timeout_s: float = 20) -> None:
     try:
         async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110 - looked at from outside
+            while not condition():
                 await asyncio.sleep(0.01)
     except TimeoutError as error:
         raise AssertionError(f"never came about: {why}") from error

@@ -95,7 +95,7 @@ async def cluster(kit: Any) -> AsyncIterator[Any]:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the store has no event for what is not told
+        while not condition():
             await asyncio.sleep(0.005)
 
 
