@@ -229,6 +229,7 @@ class UpdatePolicy(Value, frozen=True, kw_only=True):
     monitor_s: float = 5.0
     max_failure_ratio: float = 0.0
     order: UpdateOrder = "stop-first"
+    deadline_s: float = 0.0  # a new task that does not run by then has failed; 0: no limit
 
 
 class ServiceSpec(Value, frozen=True, kw_only=True):
@@ -303,15 +304,23 @@ class Task(Value, frozen=True, kw_only=True):
     spec_version: int = 1
     desired_state: TaskState = TaskState.RUNNING
     status: TaskStatus = TaskStatus()
-    addresses: tuple[TaskAddress, ...] = ()
+    addresses: tuple[TaskAddress, ...] = ()  # taken back by the allocator after its end
     ports: tuple[PortSpec, ...] = ()  # host-mode ports it occupies on its node
+    rollout_ms: int = 0  # `started_ms` of the update that made it; 0: made otherwise
+    settled: bool = False  # has run for that update's monitor period: its end is no failure of the update
 
 
 # --- addresses at rest --------------------------------------------------------------------------------------------
 
+RESTING_VNIS = "vni"  # no id of a network: those have 25 characters
+
 
 class RestingAddress(Value, frozen=True, kw_only=True):
-    """A freed address, not to be used again before `until_ms`. `id` is "<network id>/<address>"."""
+    """A freed address, not to be used again before `until_ms`. `id` is "<network id>/<address>".
+
+    Whoever frees an address without knowing how long it rests writes `until_ms` 0: the allocator fills it in. The VXLAN
+    id of a removed network rests as address "<VNI>" of the network RESTING_VNIS.
+    """
 
     id: str
     meta: Meta = Meta()

@@ -338,6 +338,7 @@ def _update(mistakes: _Mistakes, what: str, policy: UpdatePolicy) -> None:
     mistakes.number(f"{what} parallelism", policy.parallelism, 0, REPLICAS_MAX)
     mistakes.duration(f"{what} delay", policy.delay_s)
     mistakes.duration(f"{what} monitor period", policy.monitor_s)
+    mistakes.duration(f"{what} deadline", policy.deadline_s)
     if not 0 <= policy.max_failure_ratio <= 1:
         mistakes.add(f"{what} failure ratio must be 0 to 1, not {policy.max_failure_ratio:g}")
 
