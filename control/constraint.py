@@ -7,7 +7,8 @@ constraints must all hold. `node.ip` takes an address or a prefix.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -16,6 +17,7 @@ from control.model import Node
 
 _PLAIN = ("node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch")
 _LABELS = "node.labels."
+_OPERATOR = re.compile("==|!=")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -46,13 +48,10 @@ class Constraint:
 @lru_cache(maxsize=1024)  # a cluster's services share a few expressions, read at every decision
 def parse_constraint(text: str) -> Constraint:
     """Parse one expression. Raises ConstraintError."""
-    for operator in ("==", "!="):
-        key, found, value = text.partition(operator)
-        if found:
-            break
-    else:
+    found = _OPERATOR.search(text)
+    if found is None:
         raise ConstraintError("must be KEY==VALUE or KEY!=VALUE")
-    key, value = _key(key), value.strip()
+    key, operator, value = _key(text[: found.start()]), found.group(), text[found.end() :].strip()
     if not value:
         raise ConstraintError("has no value")
     if key == "node.ip":
@@ -81,19 +80,29 @@ def all_match(node: Node, expressions: Iterable[str]) -> bool:
 
 
 def attribute(node: Node, key: str) -> str:
-    """The value of a key on a node; labels that are not there are empty."""
-    plain = {
-        "node.id": node.id,
-        "node.hostname": node.description.hostname,
-        "node.ip": node.status.data_address,
-        "node.role": node.spec.role,
-        "node.platform.os": node.description.os,
-        "node.platform.arch": node.description.architecture,
-    }
-    if key in plain:
-        return plain[key]
-    wanted = key.removeprefix(_LABELS)
-    return next((value for label, value in node.spec.labels.items() if label.lower() == wanted), "")
+    """The value of a key (lower case, as parsed) on a node; labels that are not there are empty."""
+    match key:
+        case "node.id":
+            return node.id
+        case "node.hostname":
+            return node.description.hostname
+        case "node.ip":
+            return node.status.data_address
+        case "node.role":
+            return node.spec.role
+        case "node.platform.os":
+            return node.description.os
+        case "node.platform.arch":
+            return node.description.architecture
+        case _:
+            return _label(node.spec.labels, key.removeprefix(_LABELS))
+
+
+def _label(labels: Mapping[str, str], wanted: str) -> str:
+    """`wanted` is in lower case; what it names need not be."""
+    if wanted in labels:
+        return labels[wanted]
+    return next((value for label, value in labels.items() if label.lower() == wanted), "")
 
 
 def _key(text: str) -> str:

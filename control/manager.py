@@ -21,18 +21,16 @@ from pathlib import Path
 
 import grpc
 
-from control.allocator import allocator
+from control import allocator, orchestrator, scheduler
 from control.ids import IdSource
 from control.leader import Core, Leader
 from control.lifecycle import Writer
 from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus
-from control.orchestrator import orchestrator
 from control.rpc.control_pb2_grpc import (
     add_ControlServicer_to_server,
     add_DispatcherServicer_to_server,
     add_MembershipServicer_to_server,
 )
-from control.scheduler import scheduler
 from control.server.api import ControlService
 from control.server.dispatcher import DispatcherService
 from control.server.membership import MembershipService
@@ -213,8 +211,8 @@ def _cores(new_id: Callable[[], str]) -> tuple[Core, ...]:
     """The decision cores, in the order in which a task passes through them."""
     return (
         Core("orchestrator", partial(orchestrator.decide, new_id=new_id)),
-        Core("allocator", allocator.decide),
-        Core("scheduler", scheduler.decide),
+        Core("allocator", partial(allocator.decide, new_id=new_id)),
+        Core("scheduler", partial(scheduler.decide, new_id=new_id)),
     )
 
 

@@ -1,1 +1,5 @@
-"""Hands out what exists once: VXLAN ids, subnets, addresses and ports. Pure; `decide` in allocator.py is the entry."""
+"""Hands out what exists once: VXLAN ids, subnets, addresses and ports. Pure; `decide` is the entry."""
+
+from control.allocator.allocator import decide
+
+__all__ = ["decide"]

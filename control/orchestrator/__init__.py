@@ -1,1 +1,5 @@
-"""Which tasks should exist, and what is wanted of them. Pure; `decide` in orchestrator.py is the entry."""
+"""Which tasks should exist, and what is wanted of them. Pure; `decide` is the entry."""
+
+from control.orchestrator.orchestrator import decide
+
+__all__ = ["decide"]

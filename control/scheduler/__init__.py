@@ -1,1 +1,5 @@
-"""Which node runs a task. Pure; `decide` in scheduler.py is the entry."""
+"""Which node runs a task. Pure; `decide` is the entry."""
+
+from control.scheduler.scheduler import decide
+
+__all__ = ["decide"]

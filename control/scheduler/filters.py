@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from control.constraint import all_match
-from control.lifecycle import is_terminal
-from control.model import Node, PortSpec, Resources, Task
+from control.lifecycle import RUNNABLE_TO, TaskState
+from control.model import Node, Task
+
+_NANO = 1_000_000_000  # CPUs are counted in whole billionths: 0.1 + 0.1 + 0.1 must not exceed 0.3
 
 
 @dataclass(slots=True)
@@ -15,81 +17,104 @@ class NodeLoad:
     """A node and what is on it; kept up to date while tasks are placed."""
 
     node: Node
-    tasks: int = 0  # all that have not ended
-    by_service: dict[str, int] = field(default_factory=dict)
-    cpus: float = 0.0  # reserved
+    index: int  # its place in the order of ids, the last to decide between equals
+    tasks: int = 0  # that are to go on
+    nano_cpus: int = 0  # reserved by all that have not ended
     memory_bytes: int = 0
     ports: set[tuple[str, int]] = field(default_factory=set)  # host mode
-    failures: dict[tuple[str, int], int] = field(default_factory=dict)  # (service, spec version) -> recent ones
+    by_service: dict[str, int] = field(default_factory=dict)  # as `tasks`
 
     def add(self, task: Task) -> None:
-        """Count a task."""
+        """Count a task that has not ended. One that is being stopped holds resources, but is no replica any more."""
         reserved = task.spec.resources.reservations
-        self.tasks += 1
-        self.by_service[task.service_id] = self.by_service.get(task.service_id, 0) + 1
-        self.cpus += reserved.cpus
+        self.nano_cpus += nano_cpus(reserved.cpus)
         self.memory_bytes += reserved.memory_bytes
-        self.ports |= {(p.protocol, p.published) for p in host_ports(task)}
+        self.ports |= host_ports(task)
+        if task.desired_state <= RUNNABLE_TO:
+            self.tasks += 1
+            self.by_service[task.service_id] = self.by_service.get(task.service_id, 0) + 1
 
 
-def host_ports(task: Task) -> list[PortSpec]:
+def nano_cpus(cpus: float) -> int:
+    """CPUs as a number that can be added up exactly."""
+    return round(cpus * _NANO)
+
+
+def host_ports(task: Task) -> set[tuple[str, int]]:
     """Ports that a task takes on its node."""
-    return [p for p in task.ports if p.mode == "host" and p.published]
+    return {(port.protocol, port.published) for port in task.ports if port.mode == "host"}
 
 
-def is_available(load: NodeLoad, task: Task) -> bool:
+def counts(task: Task) -> bool:
+    """Whether a task takes room on its node: it was placed there, and has not ended."""
+    return TaskState.ASSIGNED <= task.status.state <= RUNNABLE_TO
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """`applies`: whether it can fail for a task at all. `reason`: what is said of the n nodes that fail."""
+
+    applies: Callable[[Task], bool]
+    passes: Callable[[NodeLoad, Task], bool]
+    reason: str
+
+
+def is_available(load: NodeLoad) -> bool:
     """Ready, and willing to take new tasks."""
     return load.node.status.state == "ready" and load.node.spec.availability == "active"
 
 
-def has_resources(load: NodeLoad, task: Task) -> bool:
+def _has_resources(load: NodeLoad, task: Task) -> bool:
     """Room for what the task reserves. Limits do not count."""
-    wanted: Resources = task.spec.resources.reservations
-    description = load.node.description
-    return (not wanted.cpus or load.cpus + wanted.cpus <= description.cpus) and (
-        not wanted.memory_bytes or load.memory_bytes + wanted.memory_bytes <= description.memory_bytes
+    wanted, has = task.spec.resources.reservations, load.node.description
+    return (not wanted.cpus or load.nano_cpus + nano_cpus(wanted.cpus) <= nano_cpus(has.cpus)) and (
+        not wanted.memory_bytes or load.memory_bytes + wanted.memory_bytes <= has.memory_bytes
     )
 
 
-def can_run(load: NodeLoad, task: Task) -> bool:
+def _can_run(load: NodeLoad, task: Task) -> bool:
     """An executor for this kind of task. A node that names none is taken to have both."""
     executors = load.node.description.executors
-    wanted = "process" if task.spec.process is not None else "docker"
-    return not executors or wanted in executors
+    return not executors or ("process" if task.spec.process is not None else "docker") in executors
 
 
-def fulfils_constraints(load: NodeLoad, task: Task) -> bool:
-    """All placement constraints hold."""
-    return all_match(load.node, task.spec.placement.constraints)
+def _below_maximum(load: NodeLoad, task: Task) -> bool:
+    return load.by_service.get(task.service_id, 0) < task.spec.placement.max_replicas_per_node
 
 
-def has_free_ports(load: NodeLoad, task: Task) -> bool:
-    """None of the task's host ports is taken on the node."""
-    return not load.ports & {(p.protocol, p.published) for p in host_ports(task)}
-
-
-def below_maximum(load: NodeLoad, task: Task) -> bool:
-    """The service's limit of replicas per node is not reached."""
-    most = task.spec.placement.max_replicas_per_node
-    return not most or load.by_service.get(task.service_id, 0) < most
-
-
-# (filter, reason for n nodes) in SwarmKit's order, so that the explanation reads as its users know it.
-FILTERS: tuple[tuple[Callable[[NodeLoad, Task], bool], str], ...] = (
-    (is_available, "{} not available for new tasks"),
-    (has_resources, "insufficient resources on {}"),
-    (can_run, "no executor for it on {}"),
-    (fulfils_constraints, "scheduling constraints not satisfied on {}"),
-    (has_free_ports, "host-mode port already in use on {}"),
-    (below_maximum, "max replicas per node limit exceeded on {}"),
+# In SwarmKit's order and words, so that the explanation reads as its users know it.
+AVAILABLE = Filter(lambda task: True, lambda load, task: is_available(load), "{} not available for new tasks")
+FILTERS = (
+    AVAILABLE,
+    Filter(
+        lambda task: bool(task.spec.resources.reservations.cpus or task.spec.resources.reservations.memory_bytes),
+        _has_resources,
+        "insufficient resources on {}",
+    ),
+    Filter(lambda task: True, _can_run, "no executor for it on {}"),
+    Filter(
+        lambda task: bool(task.spec.placement.constraints),
+        lambda load, task: all_match(load.node, task.spec.placement.constraints),
+        "scheduling constraints not satisfied on {}",
+    ),
+    Filter(
+        lambda task: bool(host_ports(task)),
+        lambda load, task: not load.ports & host_ports(task),
+        "host-mode port already in use on {}",
+    ),
+    Filter(
+        lambda task: task.spec.placement.max_replicas_per_node > 0,
+        _below_maximum,
+        "max replicas per node limit exceeded on {}",
+    ),
 )
 
 
 def first_failure(load: NodeLoad, task: Task) -> str | None:
     """The reason why a node cannot take a task; None when it can."""
-    return next((reason for passes, reason in FILTERS if not passes(load, task)), None)
+    return next((f.reason for f in FILTERS if f.applies(task) and not f.passes(load, task)), None)
 
 
-def counts(task: Task) -> bool:
-    """Whether a task takes room on its node."""
-    return bool(task.node_id) and not is_terminal(task.status.state)
+def filters_of(task: Task) -> tuple[Callable[[NodeLoad, Task], bool], ...]:
+    """What is left to check on an available node for a task like this one."""
+    return tuple(f.passes for f in FILTERS if f is not AVAILABLE and f.applies(task))

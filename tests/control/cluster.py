@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from control.allocator import allocator
+from control import allocator, orchestrator, scheduler
 from control.decision import Decision
 from control.ids import IdSource
 from control.lifecycle import TaskState, Writer, is_terminal
@@ -36,8 +36,6 @@ from control.model import (
     TaskSpec,
     TaskStatus,
 )
-from control.orchestrator import orchestrator
-from control.scheduler import scheduler
 from control.store.tables import Snapshot
 from control.store.txn import Change, Put, prepare
 
@@ -114,9 +112,9 @@ class World:
         """One round of all cores; whether anything changed."""
         before = self.snapshot.version
         cores: tuple[Callable[[], Decision], ...] = (
-            lambda: allocator.decide(self.snapshot, self.now_ms),
             lambda: orchestrator.decide(self.snapshot, self.now_ms, self.new_id),
-            lambda: scheduler.decide(self.snapshot, self.now_ms),
+            lambda: allocator.decide(self.snapshot, self.now_ms, self.new_id),
+            lambda: scheduler.decide(self.snapshot, self.now_ms, self.new_id),
         )
         for core in cores:
             self.write(core().changes)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from control.allocator import pools
 from control.lifecycle import TaskState
 from control.model import ClusterSpec, Network, PortSpec, RestingAddress, Service
 from tests.control.cluster import World, network, node, service
@@ -115,29 +110,6 @@ def test_an_address_rests_after_its_task_has_ended() -> None:
     made.run(70)
     assert len(made.running()) == 4
     assert list(made.snapshot.all(RestingAddress)) == []
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(24, 29), st.lists(st.integers(0, 300), max_size=40), st.text(max_size=5))
-def test_a_free_address_is_free_usable_and_found_while_there_is_one(length: int, used: list[int], asker: str) -> None:
-    subnet = IPv4Network(f"10.4.0.0/{length}")
-    taken = {str(subnet[n % subnet.num_addresses]) for n in used} | {str(pools.gateway(subnet))}
-    found = pools.free_address(subnet, taken, asker)
-    usable = {str(a) for a in subnet.hosts()} - {str(pools.gateway(subnet))}
-    if usable - taken:
-        assert found in usable - taken
-    else:
-        assert found is None
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(16, 24), st.lists(st.tuples(st.integers(0, 255), st.integers(18, 26)), max_size=10))
-def test_a_free_subnet_overlaps_nothing(length: int, used: list[tuple[int, int]]) -> None:
-    avoid = [IPv4Network((f"10.7.{third}.0", bits), strict=False) for third, bits in used]
-    found = pools.free_subnet(["10.7.0.0/16"], length, avoid)
-    candidates = IPv4Network("10.7.0.0/16").subnets(new_prefix=length)
-    free = [c for c in candidates if not any(c.overlaps(a) for a in avoid)]
-    assert found == (free[0] if free else None)
 
 
 def test_a_new_leader_gives_nothing_twice() -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from control.constraint import Constraint, ConstraintError, parse_constraint, parse_preference
 from control.lifecycle import TaskState, Writer
 from control.model import Node, NodeStatus, Placement, PortSpec, ResourceRequirements, Resources, Task, TaskStatus
-from control.scheduler import scheduler
+from control.scheduler.scheduler import FAULTY_FAILURES
 from control.store.txn import Put
 from tests.control.cluster import World, node, service
 
@@ -126,7 +126,7 @@ def test_a_node_where_a_service_keeps_failing_comes_last() -> None:
     made.settle()
     spec = service("api", replicas=1)
     made.put(spec)
-    for i in range(scheduler.FAULTY_FAILURES):
+    for i in range(FAULTY_FAILURES):
         task = Task(
             id=f"f{i}", service_id=spec.id, service_name="api", slot=9, spec=spec.spec.task, node_id="n1",
             desired_state=TaskState.RUNNING,
