@@ -250,7 +250,8 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             for n in nets
         ),
         networks=tuple(
-            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n))) for n in nets
+            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), n.subnet)
+            for n in nets
         ),
         nodes={p.name: IPv4Address(p.data_address) for p in peers.values()},
         multihomed={
