@@ -260,7 +260,8 @@ class TerminalDisplay:
 
 def overall_line(progress: Progress) -> str:
     """The sum of it."""
-    stopping = f", {progress.stopping} stopping" if progress.stopping else ""
+    excess = max(0, len(progress.places) - progress.total)
+    more = (f", {excess} too many" if excess else "") + (f", {progress.stopping} stopping" if progress.stopping else "")
     if not progress.places and progress.total:
-        return f"overall progress: waiting for new tasks{stopping}"
-    return f"overall progress: {progress.done} out of {progress.total} tasks{stopping}"
+        return f"overall progress: waiting for new tasks{more}"
+    return f"overall progress: {min(progress.done, progress.total)} out of {progress.total} tasks{more}"

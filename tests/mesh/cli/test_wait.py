@@ -119,6 +119,8 @@ def test_lines_only_tell_what_is_new() -> None:
     assert display.frame(first, None) == ("overall progress: 0 out of 2 tasks\napi.1: pending: no node\\nfits\n")
     assert display.frame(first, None) == ""
     assert display.frame(look([*RUNNING, OLD]), None) == "overall progress: 2 out of 2 tasks, 1 stopping\n"
+    three = look([*RUNNING, make_task(API, 3, H1)])
+    assert display.frame(three, None) == "overall progress: 2 out of 2 tasks, 1 too many\n"
     assert display.frame(look(RUNNING), 2.0) == "overall progress: 2 out of 2 tasks\n"
     assert display.frame(look(RUNNING), 0) == "verify: service api converged\n"
 
