@@ -33,9 +33,11 @@ async def test_a_machine_joins_with_a_token(manager: Any) -> None:
     assert manager.get(Cluster, "cluster1").next_node_number == 4
 
 
-async def test_the_token_says_the_role(manager: Any, kit: Any) -> None:
-    reply = await manager.join(token=kit.manager_token)
-    assert manager.get(Node, reply.node_id).spec.role == "manager"
+async def test_the_token_says_the_role_and_a_second_manager_is_refused(manager: Any, kit: Any) -> None:
+    reply = await manager.join(token=kit.worker_token)
+    assert manager.get(Node, reply.node_id).spec.role == "worker"
+    async with kit.refused("FAILED_PRECONDITION", "this version has one manager only: join with the worker's token"):
+        await manager.join(token=kit.manager_token)
 
 
 async def test_numbers_are_never_given_twice(manager: Any) -> None:
@@ -176,8 +178,8 @@ async def update_node(manager: Any, reference: str, spec: NodeSpec, version: int
     return msgspec.msgpack.decode((await manager.control.UpdateNode(request)).value, type=Node)
 
 
-async def test_availability_labels_and_role(manager: Any) -> None:
-    spec = NodeSpec(availability="drain", labels={"zone": "a"}, role="manager")
+async def test_availability_and_labels(manager: Any) -> None:
+    spec = NodeSpec(availability="drain", labels={"zone": "a"})
     assert (await update_node(manager, "h2", spec)).spec == spec
     assert manager.get(Node, "node2").spec == spec
     version = manager.store.view().version
@@ -186,8 +188,11 @@ async def test_availability_labels_and_role(manager: Any) -> None:
 
 
 async def test_what_cannot_be_done_to_a_node(manager: Any, kit: Any) -> None:
-    async with kit.refused("FAILED_PRECONDITION", 'node "h1" is the only manager: promote another first'):
+    async with kit.refused("FAILED_PRECONDITION", 'node "h1" is the only manager: it cannot be demoted'):
         await update_node(manager, "h1", NodeSpec(role="worker"))
+    only_one = 'node "h2" cannot become a manager: this version has one manager only'
+    async with kit.refused("FAILED_PRECONDITION", only_one):
+        await update_node(manager, "h2", NodeSpec(role="manager"))
     async with kit.refused("INVALID_ARGUMENT", 'node "h2": "" cannot be the key of a label'):
         await update_node(manager, "h2", NodeSpec(labels={"": "x"}))
     async with kit.refused("NOT_FOUND", 'no node "h9"'):
@@ -238,11 +243,11 @@ async def test_a_new_token_makes_the_old_one_worthless(manager: Any, kit: Any, r
     assert reply.token not in old.values()
     async with kit.refused("UNAUTHENTICATED"):
         await manager.join(token=old[role])
-    (other,) = [token for r, token in old.items() if r != role]
-    await manager.join(token=other)
-    second = NodeDescription(hostname="h4")
-    joined = await manager.join(token=reply.token, description=msgspec.msgpack.encode(second), data_address="192.0.2.4")
-    assert manager.get(Node, joined.node_id).spec.role == role
+    valid = {**old, role: reply.token}
+    joined = await manager.join(token=valid["worker"])
+    assert manager.get(Node, joined.node_id).spec.role == "worker"
+    async with kit.refused("FAILED_PRECONDITION", "this version has one manager only: join with the worker's token"):
+        await manager.join(token=valid["manager"])
 
 
 async def test_there_are_two_tokens(manager: Any, kit: Any) -> None:
