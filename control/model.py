@@ -98,7 +98,7 @@ class NodeStatus(Value, frozen=True, kw_only=True):
 
 
 class Node(Value, frozen=True, kw_only=True):
-    """A machine. `number` (1..32767) is unique for ever in a cluster; the data plane derives addresses from it."""
+    """A machine. `number` (1..32766) is unique for ever in a cluster; the data plane derives addresses from it."""
 
     id: str
     meta: Meta = Meta()

@@ -90,7 +90,6 @@ def init(
     click.echo(f"Cluster initialized: this node ({reply.node_id}) is now a manager.\n")
     click.echo("To add a worker to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(reply.worker_token, reply.manager_address)}\n")
-    click.echo('To add a manager to this cluster, run "mesh token show manager" and follow the instructions.')
 
 
 @click.command("join")

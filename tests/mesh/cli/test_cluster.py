@@ -22,7 +22,6 @@ def test_init_prints_how_to_join(mesh: Mesh) -> None:
         "\n"
         "    mesh join --token MTKN-1-w 10.0.0.1:7377\n"
         "\n"
-        'To add a manager to this cluster, run "mesh token show manager" and follow the instructions.\n'
     )
     (request,) = mesh.daemon.requests("Init")
     assert (request.advertise_address, request.data_address, request.availability) == ("10.0.0.1", "", "active")
