@@ -16,6 +16,7 @@ from control.decision import Decision
 from control.ids import IdSource
 from control.lifecycle import TaskState, Writer, is_terminal
 from control.model import (
+    Availability,
     Cluster,
     ClusterSpec,
     Network,
@@ -24,6 +25,7 @@ from control.model import (
     Node,
     NodeDescription,
     NodeSpec,
+    NodeState,
     NodeStatus,
     Object,
     Placement,
@@ -35,9 +37,11 @@ from control.model import (
     Task,
     TaskSpec,
     TaskStatus,
+    UpdatePolicy,
+    UpdateStatus,
 )
 from control.store.tables import Snapshot
-from control.store.txn import Change, Put, prepare
+from control.store.txn import Change, Delete, Put, prepare
 
 NEXT_STATE = {
     TaskState.ASSIGNED: TaskState.PREPARING,
@@ -88,7 +92,10 @@ class World:
     snapshot: Snapshot = field(default_factory=Snapshot)
     failing: Callable[[Task], bool] = lambda task: False
     broken: Callable[[Task], bool] = lambda task: False  # cannot be started
-    stuck: Callable[[Task], bool] = lambda task: False
+    stuck: Callable[[Task], bool] = lambda task: False  # does as if it had heard nothing
+    unpreparable: Callable[[Task], bool] = lambda task: False  # rejected as soon as its node has it
+    completing: Callable[[Task], bool] = lambda task: False  # ends with exit code 0
+    dying: random.Random | None = None  # the leader may die in the middle of what it writes
 
     def __post_init__(self) -> None:
         self.new_id = IdSource(random.Random(self.seed))
@@ -106,19 +113,38 @@ class World:
     def change(self, obj: Object, **fields: object) -> None:
         self.put(replace(obj, **fields))
 
+    def delete(self, cls: type[Object], name: str) -> None:
+        self.write([(Writer.ORCHESTRATOR, Delete(cls, name))])
+
     # --- living -------------------------------------------------------------------------------------------------------
 
     def decide(self) -> bool:
-        """One round of all cores; whether anything changed."""
+        """One round of all cores, in the leader's order; whether anything changed."""
         before = self.snapshot.version
+        self._dispatcher()
         cores: tuple[Callable[[], Decision], ...] = (
             lambda: orchestrator.decide(self.snapshot, self.now_ms, self.new_id),
             lambda: allocator.decide(self.snapshot, self.now_ms, self.new_id),
             lambda: scheduler.decide(self.snapshot, self.now_ms, self.new_id),
         )
         for core in cores:
-            self.write(core().changes)
+            decision = core()
+            assert decision.wake_at_ms is None or decision.wake_at_ms > self.now_ms, "a wake-up in the past"
+            changes = decision.changes
+            if self.dying is not None and len(changes) > 1 and self.dying.random() < 0.5:
+                changes = changes[: self.dying.randrange(len(changes))]  # the leader dies here; the next one goes on
+                self.write(changes)
+                break
+            self.write(changes)
         return self.snapshot.version != before
+
+    def _dispatcher(self) -> None:
+        """Tasks on nodes that were removed will never be heard of."""
+        for task in list(self.snapshot.all(Task)):
+            placed = task.status.state >= TaskState.ASSIGNED and not is_terminal(task.status.state)
+            if placed and self.snapshot.get(Node, task.node_id) is None:
+                status = TaskStatus(state=TaskState.ORPHANED)
+                self.write([(Writer.DISPATCHER, Put(replace(task, status=status)))])
 
     def agents(self) -> bool:
         """Every agent takes each of its tasks one step; whether anything changed."""
@@ -139,7 +165,11 @@ class World:
         if task.desired_state > TaskState.RUNNING:
             return TaskState.SHUTDOWN
         if task.status.state is TaskState.RUNNING:
+            if self.completing(task):
+                return TaskState.COMPLETE
             return TaskState.FAILED if self.failing(task) else None
+        if self.unpreparable(task):
+            return TaskState.REJECTED
         if task.status.state is TaskState.READY and task.desired_state < TaskState.RUNNING:
             return None
         if task.status.state is TaskState.READY and self.broken(task):
@@ -165,6 +195,68 @@ class World:
             self.now_ms += int(step_s * 1000)
 
     # --- looking ------------------------------------------------------------------------------------------------------
+
+    def service(self, name: str = "api") -> Service:
+        held = self.get(Service, f"s-{name}")
+        assert isinstance(held, Service)
+        return held
+
+    def node(self, name: str) -> Node:
+        held = self.get(Node, name)
+        assert isinstance(held, Node)
+        return held
+
+    def network(self, name: str) -> Network:
+        held = self.get(Network, name)
+        assert isinstance(held, Network)
+        return held
+
+    # --- what users and machines do -----------------------------------------------------------------------------------
+
+    def scale(self, replicas: int, name: str = "api") -> None:
+        held = self.service(name)
+        self.change(held, spec=replace(held.spec, mode=ServiceMode(replicated=ReplicatedMode(replicas=replicas))))
+
+    def update(self, name: str = "api", policy: UpdatePolicy | None = None, **task: object) -> None:
+        """Another task spec, as control.server writes it."""
+        held = self.service(name)
+        spec = replace(held.spec, task=replace(held.spec.task, **task), update=policy or held.spec.update)
+        versions = {held.spec_version, *(t.spec_version for t in self.snapshot.tasks_of_service(held.id))}
+        self.change(
+            held,
+            spec=spec,
+            spec_version=max(versions) + 1,
+            previous_spec=held.spec,
+            previous_spec_version=held.spec_version,
+            update_status=UpdateStatus(),
+        )
+
+    def rerun(self, command: str, policy: UpdatePolicy | None = None) -> None:
+        """Update what the tasks run."""
+        self.update(policy=policy, process=ProcessSpec(command=(command,)))
+
+    def set_state(self, name: str, state: NodeState) -> None:
+        held = self.node(name)
+        self.change(held, status=replace(held.status, state=state))
+
+    def set_availability(self, name: str, availability: Availability) -> None:
+        held = self.node(name)
+        self.change(held, spec=replace(held.spec, availability=availability))
+
+    def label(self, name: str, **labels: str) -> None:
+        held = self.node(name)
+        self.change(held, spec=replace(held.spec, labels=labels))
+
+    def report(self, task: Task, state: TaskState, **fields: object) -> None:
+        """What a task's node says of it."""
+        held = self.get(Task, task.id)
+        assert isinstance(held, Task)
+        self.write([(Writer.AGENT, Put(replace(held, status=TaskStatus(state=state, **fields))))])  # type: ignore[arg-type]
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def status(self, name: str = "api") -> UpdateStatus:
+        return self.service(name).update_status
 
     def tasks(self, name: str = "api") -> list[Task]:
         return sorted(self.snapshot.tasks_of_service(f"s-{name}"), key=lambda t: (t.slot, t.meta.created_ms, t.id))
