@@ -172,9 +172,7 @@ def test_an_address_that_somebody_has_by_mistake_is_not_put_to_rest() -> None:
     first, second = made.running()
     twin = replace(first, id="twin", slot=9, meta=replace(first.meta, version=1), addresses=second.addresses)
     ended = replace(twin, status=replace(twin.status, state=S.FAILED))
-    made.snapshot = made.snapshot.apply(
-        made.snapshot.version + 1, [event(None, ended)]
-    )
+    made.snapshot = made.snapshot.apply(made.snapshot.version + 1, [event(None, ended)])
     made.write(allocator.decide(made.snapshot, made.now_ms, made.new_id).changes)
     assert resting(made) == {}
     assert not made.get(Task, "twin").addresses  # type: ignore[attr-defined]
