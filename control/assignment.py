@@ -11,8 +11,12 @@ from typing import Literal
 import msgspec
 
 from control.model import (
+    BalancePolicy,
     EndpointMode,
+    NamedPort,
+    NamePolicy,
     Network,
+    Node,
     NodeState,
     PortSpec,
     Task,
@@ -40,6 +44,7 @@ class Peer(Value, frozen=True, kw_only=True):
     name: str
     data_address: str
     state: NodeState
+    wireguard_key: str = ""
 
 
 class ServiceEntry(Value, frozen=True, kw_only=True):
@@ -53,6 +58,9 @@ class ServiceEntry(Value, frozen=True, kw_only=True):
     ingress_network_id: str = ""  # the network over which published ports reach the tasks
     aliases: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - msgspec copies it
     # `aliases`: network id -> further names there; has a key for *every* network of the service, also without aliases
+    named_ports: tuple[NamedPort, ...] = ()
+    balance: BalancePolicy = BalancePolicy()
+    names: NamePolicy = NamePolicy()
 
 
 class Endpoint(Value, frozen=True, kw_only=True):
@@ -69,11 +77,12 @@ class Endpoint(Value, frozen=True, kw_only=True):
     host_ports: tuple[PortSpec, ...] = ()
 
 
-Record = Settings | Peer | Network | ServiceEntry | Endpoint | Task
-RecordKind = Literal["settings", "peer", "network", "service", "endpoint", "task"]
+Record = Settings | Peer | Node | Network | ServiceEntry | Endpoint | Task
+RecordKind = Literal["settings", "peer", "node", "network", "service", "endpoint", "task"]
 RECORDS: dict[RecordKind, type[Record]] = {
     "settings": Settings,
     "peer": Peer,
+    "node": Node,  # of the node itself: what constraints look at, and nothing else
     "network": Network,
     "service": ServiceEntry,
     "endpoint": Endpoint,
@@ -89,6 +98,8 @@ def key_of(record: Record) -> Key:
             return ("settings", "")
         case Peer():
             return ("peer", record.node_id)
+        case Node():
+            return ("node", record.id)
         case Network():
             return ("network", record.id)
         case ServiceEntry():

@@ -25,6 +25,7 @@ PublishMode = Literal["ingress", "host"]
 RestartCondition = Literal["any", "on-failure", "none"]
 UpdateOrder = Literal["stop-first", "start-first"]
 FailureAction = Literal["pause", "continue", "rollback"]
+Scheduler = Literal["rr", "wrr", "lc", "wlc", "sh", "mh"]
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -88,6 +89,7 @@ class NodeDescription(Value, frozen=True, kw_only=True):
     balancer: str = ""  # "ipvs" or "nftables"
     routes: tuple[str, ...] = ()  # prefixes the host routes itself; no network may overlap them
     mtu: int = 0  # of the underlay
+    wireguard_key: str = ""  # public key of the node's encrypted tunnels, base64; empty: it can have none
 
 
 class NodeStatus(Value, frozen=True, kw_only=True):
@@ -117,7 +119,10 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     name: str
     labels: dict[str, str] = {}
     subnet: str = ""  # empty: from the cluster's pools
+    ipv6: bool = False  # addresses of both families
+    subnet6: str = ""  # empty: a unique local one made of the cluster and the VXLAN id
     internal: bool = False  # no way out to the world
+    encrypted: bool = False  # between nodes; a node that cannot do it carries nothing of this network
 
 
 class Network(Value, frozen=True, kw_only=True):
@@ -127,6 +132,8 @@ class Network(Value, frozen=True, kw_only=True):
     vni: int = 0  # 0 and "" until allocated
     subnet: str = ""
     gateway: str = ""  # first address: the router, and the name server
+    subnet6: str = ""  # with spec.ipv6; the IPv6 address of whatever has one here is made of it (control.ipv6)
+    gateway6: str = ""
 
 
 # --- services -----------------------------------------------------------------------------------------------------
@@ -220,6 +227,33 @@ class PortSpec(Value, frozen=True, kw_only=True):
     published: int = 0
     protocol: Protocol = "tcp"
     mode: PublishMode = "ingress"
+    address: str = ""  # only on this address of the nodes that have it; empty: on all
+    constraints: tuple[str, ...] = ()  # ingress: only on nodes that fulfil them, as placement constraints
+
+
+class NamedPort(Value, frozen=True, kw_only=True):
+    """A port the tasks listen on, found by name: SRV `_<name>._<protocol>.<service>` (RFC 2782)."""
+
+    name: str
+    port: int
+    protocol: Protocol = "tcp"
+
+
+class BalancePolicy(Value, frozen=True, kw_only=True):
+    """How connections to the service's addresses are spread over its tasks. Names are those of IPVS."""
+
+    scheduler: Scheduler = "rr"
+    affinity_s: float = 0.0  # a client comes back to the same task within this time; 0: no affinity
+    # An idle TCP connection is forgotten after this. The default outlives the kernel's keepalive (7,200 s), so that
+    # database connections which idle for hours stay whole; Swarm cuts them at 900 s.
+    idle_s: float = 8100.0
+
+
+class NamePolicy(Value, frozen=True, kw_only=True):
+    """How the service's name is answered."""
+
+    ttl_s: int = 5
+    local_first: bool = False  # tasks of the asking node before the others
 
 
 class UpdatePolicy(Value, frozen=True, kw_only=True):
@@ -239,6 +273,9 @@ class ServiceSpec(Value, frozen=True, kw_only=True):
     task: TaskSpec
     endpoint_mode: EndpointMode = "vip"
     ports: tuple[PortSpec, ...] = ()
+    named_ports: tuple[NamedPort, ...] = ()
+    balance: BalancePolicy = BalancePolicy()
+    names: NamePolicy = NamePolicy()
     update: UpdatePolicy = UpdatePolicy()
     rollback: UpdatePolicy = UpdatePolicy()
 

@@ -11,14 +11,17 @@ import re
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import msgspec
 
+from control import ipv6
 from control.constraint import ConstraintError, parse_constraint, parse_preference
 from control.model import (
+    BalancePolicy,
     ClusterSpec,
     ContainerSpec,
+    NamePolicy,
     NetworkSpec,
     NodeDescription,
     NodeSpec,
@@ -61,6 +64,12 @@ HISTORY_MAX = 100
 SUBNET_SHORTEST, SUBNET_LONGEST = 8, 29
 VXLAN_PORT_MIN, VXLAN_PORT_MAX = 1024, 49151  # as Docker: above are ephemeral ports
 
+SUBNET6_SHORTEST = 48
+TTL_MAX_S = 3600  # a name answered for longer would outlive the tasks it names
+IDLE_MIN_S = 60.0  # below, connections that only pause are cut
+NAMED_PORTS_MAX = 64
+SERVICE_NAME_MAX = 15
+
 NOT_FOR_SUBNETS = (
     (IPv4Network("0.0.0.0/8"), "it is reserved"),
     (IPv4Network("127.0.0.0/8"), "it is loopback"),
@@ -68,6 +77,8 @@ NOT_FOR_SUBNETS = (
     (IPv4Network("224.0.0.0/4"), "it is multicast"),
     (IPv4Network("240.0.0.0/4"), "it is reserved"),
 )
+# Of IPv6, what a network may have: unique local addresses, and global ones for whoever has them.
+FOR_SUBNETS6 = (IPv6Network("fc00::/7"), IPv6Network("2000::/3"))
 # Names with a meaning of their own in DNS (design/dns.md): tasks.<service>, <node>.node.mesh.
 RESERVED_NAMES = frozenset({"tasks", "node", "mesh"})
 
@@ -133,7 +144,24 @@ def network_mistakes(spec: NetworkSpec) -> list[str]:
     _labels(mistakes, spec.labels)
     if spec.subnet:
         _subnet(mistakes, "subnet", spec.subnet)
+    if spec.subnet6:
+        _subnet6(mistakes, spec.subnet6)
+        mistakes.require(spec.ipv6, "an IPv6 subnet needs IPv6 to be on (--ipv6)")
     return mistakes.found
+
+
+def _subnet6(mistakes: _Mistakes, text: str) -> None:
+    try:
+        subnet = IPv6Network(text, strict=False)
+    except ValueError:
+        mistakes.add(f'IPv6 subnet must be a prefix such as fd00:20::/64, not "{_short(text)}"')
+        return
+    if "/" not in text or not SUBNET6_SHORTEST <= subnet.prefixlen <= ipv6.LONGEST:
+        mistakes.add(f"IPv6 subnet must be a /{SUBNET6_SHORTEST} to /{ipv6.LONGEST}, not {_short(text)}")
+    elif text != str(subnet):
+        mistakes.add(f"IPv6 subnet {_short(text)} is not written as a prefix: {subnet} is meant")
+    elif not any(subnet.subnet_of(allowed) for allowed in FOR_SUBNETS6):
+        mistakes.add(f"IPv6 subnet {subnet} cannot be used: it must be unique local (fc00::/7) or global (2000::/3)")
 
 
 def _subnet(mistakes: _Mistakes, what: str, text: str) -> IPv4Network | None:
@@ -167,6 +195,9 @@ def service_mistakes(spec: ServiceSpec) -> list[str]:
     _mode(mistakes, spec.mode)
     _task(mistakes, spec.task)
     _ports(mistakes, spec)
+    _named_ports(mistakes, spec)
+    _balance(mistakes, spec.balance)
+    _answers(mistakes, spec.names)
     _update(mistakes, "update", spec.update)
     _update(mistakes, "rollback", spec.rollback)
     mistakes.require(
@@ -279,15 +310,19 @@ def _placement(mistakes: _Mistakes, placement: Placement) -> None:
     mistakes.count("constraints", placement.constraints, PLACEMENT_MAX)
     mistakes.count("placement preferences", placement.preferences, PLACEMENT_MAX)
     for constraint in placement.constraints:
-        try:
-            parse_constraint(constraint)
-        except ConstraintError as error:
-            mistakes.add(f'constraint "{_short(constraint)}": {error}')
+        _constraint(mistakes, constraint)
     for preference in placement.preferences:
         try:
             parse_preference(preference)
         except ConstraintError as error:
             mistakes.add(f'placement preference "{_short(preference)}": {error}')
+
+
+def _constraint(mistakes: _Mistakes, constraint: str) -> None:
+    try:
+        parse_constraint(constraint)
+    except ConstraintError as error:
+        mistakes.add(f'constraint "{_short(constraint)}": {error}')
 
 
 def _networks(mistakes: _Mistakes, task: TaskSpec) -> None:
@@ -327,6 +362,50 @@ def _port(mistakes: _Mistakes, port: PortSpec) -> None:
         mistakes.add(f"target port must be 1 to 65535, not {port.target}")
     if not 0 <= port.published <= 65535:
         mistakes.add(f"published port must be 0 to 65535, not {port.published}")
+
+    if port.address:
+        _host_address(mistakes, port.address)
+    mistakes.count(f"constraints of port {port_name(port)}", port.constraints, PLACEMENT_MAX)
+    if port.mode == "host" and port.constraints:
+        mistakes.add(f"port {port_name(port)} is published where its tasks run: constraints are for ingress mode")
+    for constraint in port.constraints:
+        _constraint(mistakes, constraint)
+
+
+def _host_address(mistakes: _Mistakes, text: str) -> None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        mistakes.add(f'a port is published on an address such as 192.0.2.1, not "{_short(text)}"')
+        return
+    if text != str(address):
+        mistakes.add(f"address {_short(text)} is not written as usual: {address} is meant")
+    elif address.is_multicast or address.is_unspecified:
+        mistakes.add(f"a port cannot be published on {address}")
+
+
+def _named_ports(mistakes: _Mistakes, spec: ServiceSpec) -> None:
+    mistakes.count("named ports", spec.named_ports, NAMED_PORTS_MAX)
+    seen: set[tuple[str, str]] = set()
+    for port in spec.named_ports:
+        # RFC 6335, section 5.1: at most 15 characters; the rest as a label.
+        mistakes.require(
+            is_label(port.name) and len(port.name) <= SERVICE_NAME_MAX,
+            f'port name "{_short(port.name)}" must be 1 to {SERVICE_NAME_MAX} lower case letters, digits and hyphens',
+        )
+        mistakes.number(f'port "{_short(port.name)}"', port.port, 1, 65535)
+        key = (port.name, port.protocol)
+        mistakes.require(key not in seen, f'port name "{_short(port.name)}/{port.protocol}" is given twice')
+        seen.add(key)
+
+
+def _balance(mistakes: _Mistakes, balance: BalancePolicy) -> None:
+    mistakes.duration("client affinity", balance.affinity_s)
+    mistakes.number("idle time-out", balance.idle_s, IDLE_MIN_S, DURATION_MAX_S, " s")
+
+
+def _answers(mistakes: _Mistakes, names: NamePolicy) -> None:
+    mistakes.number("TTL of its name", names.ttl_s, 0, TTL_MAX_S, " s")
 
 
 def port_name(port: PortSpec) -> str:

@@ -9,10 +9,11 @@ Nothing is remembered between decisions: what is free follows from the store.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from msgspec.structs import replace
 
+from control import ipv6
 from control.allocator import pools
 from control.allocator.ports import PortError, Ports
 from control.decision import Decision
@@ -144,8 +145,15 @@ class _Work:
             if vni is not None and subnet is not None:
                 gateway = str(pools.gateway(subnet))
                 made = replace(network, vni=vni, subnet=str(subnet), gateway=gateway)
+                if network.spec.ipv6:
+                    made = self._with_ipv6(made, pools.gateway(subnet))
                 self._networks[network.id] = made
                 self.changes.append(Put(made))
+
+    def _with_ipv6(self, network: Network, gateway: IPv4Address) -> Network:
+        asked = network.spec.subnet6
+        subnet6 = IPv6Network(asked) if asked else ipv6.subnet6(self._snapshot.cluster().id, network.vni)
+        return replace(network, subnet6=str(subnet6), gateway6=str(ipv6.embedded(subnet6, gateway)))
 
     def _take(self, network_id: str) -> str:
         """A free address. Raises _Lack."""

@@ -23,6 +23,9 @@ from control.model import (
     Meta,
     Network,
     Node,
+    NodeDescription,
+    NodeSpec,
+    NodeStatus,
     Object,
     RestingAddress,
     Service,
@@ -162,6 +165,7 @@ def _records(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]
             yield EVERYBODY, _settings(obj)
         case Node():
             yield EVERYBODY, _peer(obj)
+            yield node_layer(obj.id), _own_node(obj)
         case Network():
             yield network_layer(obj.id), msgspec.structs.replace(obj, meta=Meta())
         case Service():
@@ -194,6 +198,19 @@ def _peer(node: Node) -> Peer:
         name=node.description.hostname,
         data_address=node.status.data_address,
         state=node.status.state,
+        wireguard_key=node.description.wireguard_key,
+    )
+
+
+def _own_node(node: Node) -> Node:
+    """A node as it is told of itself: what constraints can ask for (control.constraint)."""
+    said = node.description
+    return Node(
+        id=node.id,
+        number=node.number,
+        spec=NodeSpec(role=node.spec.role, labels=node.spec.labels),
+        description=NodeDescription(hostname=said.hostname, os=said.os, architecture=said.architecture),
+        status=NodeStatus(data_address=node.status.data_address),
     )
 
 
@@ -207,6 +224,9 @@ def _service_entry(service: Service) -> ServiceEntry:
         ports=service.ports,
         ingress_network_id=ingress_network(service),
         aliases={attachment.network_id: attachment.aliases for attachment in networks},
+        named_ports=service.spec.named_ports,
+        balance=service.spec.balance,
+        names=service.spec.names,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from control.lifecycle import is_terminal
 from control.model import Network, NetworkSpec, Node
@@ -25,7 +25,18 @@ def create_network(snapshot: Snapshot, spec: NetworkSpec, new_id: str) -> list[C
         clashes = [f'network "{spec.name}": subnet {subnet} {clash}' for clash in _clashes(snapshot, subnet)]
         if clashes:
             raise Refusal("FAILED_PRECONDITION", "\n".join(clashes))
+    if spec.subnet6:
+        _check_subnet6(snapshot, spec)
     return [Put(Network(id=new_id, spec=spec))]
+
+
+def _check_subnet6(snapshot: Snapshot, spec: NetworkSpec) -> None:
+    subnet = IPv6Network(spec.subnet6)
+    for network in snapshot.all(Network):
+        taken = network.subnet6 or network.spec.subnet6
+        if taken and IPv6Network(taken).overlaps(subnet):
+            clash = f'overlaps network "{network.spec.name}" ({taken})'
+            raise Refusal("FAILED_PRECONDITION", f'network "{spec.name}": IPv6 subnet {subnet} {clash}')
 
 
 def remove_network(snapshot: Snapshot, network: Network) -> list[Change]:
@@ -54,7 +65,7 @@ def _clashes(snapshot: Snapshot, subnet: IPv4Network) -> Iterator[str]:
         overlapping = [route for route in routes if route.overlaps(subnet)]
         if overlapping:
             yield f'overlaps the route {overlapping[0]} of node "{name}"'
-        elif node.status.data_address and IPv4Address(node.status.data_address) in subnet:
+        elif node.status.data_address and ip_address(node.status.data_address) in subnet:
             yield f'contains the address {node.status.data_address} of node "{name}"'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -24,18 +25,23 @@ def network() -> None:
 @network.command("create")
 @click.argument("name")
 @click.option("--subnet", metavar="PREFIX", default="", help="Its addresses, such as 10.20.0.0/20. [from the pools]")
+@click.option("--ipv6", is_flag=True, help="IPv6 addresses besides.")
+@click.option("--subnet6", metavar="PREFIX", default="", help="Its IPv6 addresses. [unique local ones]")
+@click.option("--encrypted", is_flag=True, help="Encrypted between nodes.")
 @click.option("--internal", is_flag=True, help="No way out to the world.")
 @click.option("--label", "-l", "labels", metavar="KEY[=VALUE]", multiple=True, help="Label of the network.")
 @pass_session
-def create(session: Session, name: str, subnet: str, internal: bool, labels: Sequence[str]) -> None:
+def create(session: Session, /, name: str, labels: Sequence[str], **options: Any) -> None:
     """Create a network.
 
     \b
     Examples:
       mesh network create web
       mesh network create --subnet 10.20.0.0/20 --internal --label tier=back back
+      mesh network create --ipv6 --encrypted private
     """
-    spec = NetworkSpec(name=name, subnet=subnet, internal=internal, labels=parse_labels(labels))
+    options["ipv6"] = options["ipv6"] or bool(options["subnet6"])
+    spec = NetworkSpec(name=name, labels=parse_labels(labels), **options)
     created = session.client().create_network(spec)
     for warning in created.warnings:
         session.warn(warning)

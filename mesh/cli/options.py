@@ -10,7 +10,7 @@ import click
 from mesh.cli.text import TextError
 from mesh.cli.text.duration import parse_duration
 from mesh.cli.text.pairs import parse_attachment
-from mesh.cli.text.port import parse_publish
+from mesh.cli.text.port import parse_named_port, parse_publish
 from mesh.cli.text.size import parse_size
 
 
@@ -33,4 +33,5 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's n
 DURATION = Parsed("duration", parse_duration)
 SIZE = Parsed("size", parse_size)
 PORTS = Parsed("port", parse_publish)
+NAMED_PORT = Parsed("named port", parse_named_port)
 NETWORK = Parsed("network", parse_attachment)

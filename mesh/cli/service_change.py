@@ -12,7 +12,7 @@ import click
 from control.model import Network, Service, ServiceSpec
 from mesh.cli.complete import names
 from mesh.cli.errors import ExitCode, Failure
-from mesh.cli.options import DURATION, NETWORK, PORTS, SIZE, Parsed
+from mesh.cli.options import DURATION, NAMED_PORT, NETWORK, PORTS, SIZE, Parsed
 from mesh.cli.session import Session, pass_session, retry_overtaken
 from mesh.cli.spec import changed_service, new_service, parse_signal
 from mesh.cli.text.pairs import parse_env_file
@@ -54,6 +54,17 @@ _SPEC: list[Decorator] = [
     click.option("--hostname", help="Host name of each task. [<service>.<slot>]"),
     click.option("--rootfs", metavar="DIR", help="Root file system on the node. [the node's own]"),
     click.option("--endpoint-mode", type=click.Choice(["vip", "dnsrr"]), help="One virtual address, or all. [vip]"),
+    click.option(
+        "--scheduler",
+        type=click.Choice(["rr", "wrr", "lc", "wlc", "sh", "mh"]),
+        help="How connections are spread, by the names of IPVS. [rr]",
+    ),
+    click.option("--affinity", type=DURATION, help="A client comes back to its task within this time; 0s for no. [0s]"),
+    click.option("--idle-timeout", type=DURATION, help="Idle TCP connections are forgotten after this. [2h15m]"),
+    click.option("--dns-ttl", type=_COUNT, metavar="SECONDS", help="How long its name may be cached. [5]"),
+    click.option(
+        "--dns-local-first/--no-dns-local-first", default=None, help="Name the tasks of the asking node first."
+    ),
     click.option("--replicas-max-per-node", type=_COUNT, metavar="N", help="0 for no limit. [0]"),
     click.option("--limit-cpu", type=_CPUS, metavar="CPUS", help="At most so many CPUs."),
     click.option("--limit-memory", type=SIZE, help="At most so much memory, such as 64M."),
@@ -83,7 +94,9 @@ _CREATE: list[Decorator] = [
     click.option("--mode", type=click.Choice(["replicated", "global"]), default="replicated", show_default=True),
     _many("--network", type=NETWORK, metavar="NET", help="Be on it: web, or name=web,alias=db.",
           shell_complete=names("network")),
-    _many("--publish", "-p", type=PORTS, metavar="PORT", help="8080:80, 53:53/udp, or published=,target=,mode=."),
+    _many("--publish", "-p", type=PORTS, metavar="PORT",
+          help="8080:80, 192.0.2.1:8080:80, or published=,target=,mode=."),
+    _many("--port", type=NAMED_PORT, metavar="NAME=PORT", help="Found by SRV records: http=8080, or dns=53/udp."),
     _many("--env", "-e", metavar="NAME[=VALUE]", help="Environment variable."),
     _many("--env-file", type=click.Path(exists=True, dir_okay=False), help="A file of them."),
     _many("--label", "-l", metavar="KEY[=VALUE]", help="Label of the service."),
@@ -99,6 +112,8 @@ _UPDATE: list[Decorator] = [
     _many("--network-rm", metavar="NET", shell_complete=names("network")),
     _many("--publish-add", type=PORTS, metavar="PORT"),
     _many("--publish-rm", metavar="TARGET-PORT"),
+    _many("--port-add", type=NAMED_PORT, metavar="NAME=PORT"),
+    _many("--port-rm", metavar="NAME"),
     _many("--env-add", metavar="NAME[=VALUE]"),
     _many("--env-rm", metavar="NAME"),
     _many("--label-add", metavar="KEY[=VALUE]"),

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from control.model import (
     ContainerSpec,
     GlobalMode,
+    NamedPort,
     NetworkAttachment,
     PortSpec,
     ProcessSpec,
@@ -35,6 +36,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 # Flag (with underscores) -> the field it sets; "work" is the process or container of the task.
 FIELDS: dict[str, str] = {
     "endpoint_mode": "endpoint_mode",
+    "scheduler": "balance.scheduler",
+    "affinity": "balance.affinity_s",
+    "idle_timeout": "balance.idle_s",
+    "dns_ttl": "names.ttl_s",
+    "dns_local_first": "names.local_first",
     "hostname": "task.work.hostname",
     "user": "task.work.user",
     "workdir": "task.work.workdir",
@@ -101,6 +107,7 @@ def new_service(flags: Flags, command: Sequence[str], environment: Mapping[str, 
         mode=_mode(flags["mode"], flags.get("replicas")),
         task=task,
         ports=tuple(port for ports in flags["publish"] for port in ports),
+        named_ports=tuple(flags["port"]),
     )
     return with_fields(spec, flags)
 
@@ -158,6 +165,7 @@ def changed_service(
         spec,
         labels=_merged(spec.labels, parse_labels(flags["label_add"]), flags["label_rm"]),
         ports=_ports(spec.ports, [p for ports in flags["publish_add"] for p in ports], flags["publish_rm"]),
+        named_ports=_named_ports(spec.named_ports, flags["port_add"], flags["port_rm"]),
         task=_changed_task(spec.task, flags, environment, network_id),
     )
     if flags["force"]:
@@ -257,6 +265,15 @@ def _ports(old: Sequence[PortSpec], added: Sequence[PortSpec], removed: Sequence
         kept = [port for port in kept if port not in found]
     taken = {(port.published, port.protocol) for port in added if port.published}
     kept = [port for port in kept if (port.published, port.protocol) not in taken and port not in added]
+    return (*kept, *added)
+
+
+def _named_ports(old: Sequence[NamedPort], added: Sequence[NamedPort], removed: Sequence[str]) -> tuple[NamedPort, ...]:
+    missing = [name for name in removed if all(port.name != name for port in old)]
+    if missing:
+        raise TextError(f"it has no port named {', '.join(missing)}")
+    replaced = {(port.name, port.protocol) for port in added}
+    kept = [port for port in old if port.name not in removed and (port.name, port.protocol) not in replaced]
     return (*kept, *added)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -78,8 +79,8 @@ def service(name: str = "api", replicas: int = 3, **fields: object) -> Service:
     return Service(id=f"s-{name}", spec=ServiceSpec(name=name, task=task, mode=mode, **fields))  # type: ignore[arg-type]
 
 
-def network(name: str = "web", subnet: str = "") -> Network:
-    return Network(id=name, spec=NetworkSpec(name=name, subnet=subnet))
+def network(name: str = "web", subnet: str = "", **fields: Any) -> Network:
+    return Network(id=name, spec=NetworkSpec(name=name, subnet=subnet, **fields))
 
 
 @dataclass

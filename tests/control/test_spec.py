@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from control import spec as specs
 from control.model import (
+    BalancePolicy,
     ClusterSpec,
     ContainerSpec,
     GlobalMode,
+    NamedPort,
+    NamePolicy,
     NetworkAttachment,
     NetworkSpec,
     NodeDescription,
@@ -238,6 +241,68 @@ def test_bad_preferences(preference: str) -> None:
     (mistake,) = service_mistakes(task(placement=Placement(preferences=(preference,))))
     assert mistake.startswith('service "web": ')
     assert f'"{preference}"' in mistake
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            web(ports=(PortSpec(target=80, address="h1"),)),
+            'a port is published on an address such as 192.0.2.1, not "h1"',
+        ),
+        (web(ports=(PortSpec(target=80, address="0.0.0.0"),)), "a port cannot be published on 0.0.0.0"),
+        (
+            web(ports=(PortSpec(target=80, address="2001:DB8::1"),)),
+            "address 2001:DB8::1 is not written as usual: 2001:db8::1 is meant",
+        ),
+        (
+            web(ports=(PortSpec(target=80, published=80, constraints=("zone",)),)),
+            'constraint "zone": must be KEY==VALUE or KEY!=VALUE',
+        ),
+        (
+            web(ports=(PortSpec(target=80, published=80, mode="host", constraints=("node.role==worker",)),)),
+            "port 80 is published where its tasks run: constraints are for ingress mode",
+        ),
+        (
+            web(named_ports=(NamedPort(name="HTTP", port=80),)),
+            'port name "HTTP" must be 1 to 15 lower case letters, digits and hyphens',
+        ),
+        (web(named_ports=(NamedPort(name="http", port=0),)), 'port "http" must be 1 to 65535, not 0'),
+        (web(named_ports=(NamedPort(name="a", port=1),) * 2), 'port name "a/tcp" is given twice'),
+        (web(balance=BalancePolicy(affinity_s=-1)), "client affinity must be 0 or more, not -1 s"),
+        (web(balance=BalancePolicy(idle_s=1)), "idle time-out must be 60 to 3.16224e+07, not 1 s"),
+        (web(names=NamePolicy(ttl_s=86400)), "TTL of its name must be 0 to 3600, not 86400 s"),
+    ],
+)
+def test_mistakes_about_addresses_ports_and_names(spec: ServiceSpec, sentence: str) -> None:
+    assert service_mistakes(spec) == [f'service "web": {sentence}']
+
+
+@pytest.mark.parametrize("subnet6", ["fd00:20::/64", "2001:db8:1::/48", "fd00::/96"])
+def test_ipv6_subnets(subnet6: str) -> None:
+    assert network_mistakes(NetworkSpec(name="web", ipv6=True, subnet6=subnet6)) == []
+
+
+@pytest.mark.parametrize(
+    ("subnet6", "sentence"),
+    [
+        ("10.0.0.0/24", 'IPv6 subnet must be a prefix such as fd00:20::/64, not "10.0.0.0/24"'),
+        ("fd00::", "IPv6 subnet must be a /48 to /96, not fd00::"),
+        ("fd00::/112", "IPv6 subnet must be a /48 to /96, not fd00::/112"),
+        ("fd00::1/64", "IPv6 subnet fd00::1/64 is not written as a prefix: fd00::/64 is meant"),
+        (
+            "fe80::/64",
+            "IPv6 subnet fe80::/64 cannot be used: it must be unique local (fc00::/7) or global (2000::/3)",
+        ),
+    ],
+)
+def test_bad_ipv6_subnets(subnet6: str, sentence: str) -> None:
+    assert network_mistakes(NetworkSpec(name="web", ipv6=True, subnet6=subnet6)) == [f'network "web": {sentence}']
+
+
+def test_an_ipv6_subnet_needs_ipv6() -> None:
+    found = network_mistakes(NetworkSpec(name="web", subnet6="fd00:20::/64"))
+    assert found == ['network "web": an IPv6 subnet needs IPv6 to be on (--ipv6)']
 
 
 def test_automatic_ports_may_be_many() -> None:

@@ -17,7 +17,13 @@ COLUMNS = {
     "VNI": "VNI",
     "Internal": "INTERNAL",
 }
-MORE = {"Gateway": "GATEWAY", "Labels": "LABELS", "CreatedAt": "CREATED AT"}
+MORE = {
+    "Subnet6": "IPV6 SUBNET",
+    "Encrypted": "ENCRYPTED",
+    "Gateway": "GATEWAY",
+    "Labels": "LABELS",
+    "CreatedAt": "CREATED AT",
+}
 
 
 def network_rows(networks: Sequence[Network], *, no_trunc: bool) -> list[Record]:
@@ -31,6 +37,8 @@ def network_rows(networks: Sequence[Network], *, no_trunc: bool) -> list[Record]
             Subnet=network.subnet or network.spec.subnet,
             VNI=network.vni or "",
             Internal="true" if network.spec.internal else "false",
+            Subnet6=network.subnet6 or network.spec.subnet6,
+            Encrypted="true" if network.spec.encrypted else "false",
             Gateway=network.gateway,
             Labels=network.spec.labels,
             CreatedAt=network.meta.created_ms,

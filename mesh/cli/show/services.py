@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from control.model import PortSpec, Resources, Service, ServiceSpec, Task, TaskSpec, UpdatePolicy
+from control.model import (
+    BalancePolicy,
+    NamePolicy,
+    PortSpec,
+    Resources,
+    Service,
+    ServiceSpec,
+    Task,
+    TaskSpec,
+    UpdatePolicy,
+)
 from mesh.cli.show.names import ago, mode_name, named, runs
 from mesh.cli.show.plain import record
 from mesh.cli.show.pretty import Line, aligned
@@ -86,6 +96,7 @@ def pretty_service(service: Service, networks: Mapping[str, str], now_ms: int) -
         lines.append((0, "Networks", " ".join(names)))
     lines.append((0, "Endpoint Mode", spec.endpoint_mode))
     lines += [(1, named(networks, vip.network_id), vip.address) for vip in service.vips]
+    lines += _balance(spec)
     lines += _ports(published(service))
     return aligned(lines)
 
@@ -172,6 +183,23 @@ def _amount(name: str, amount: Resources) -> list[Line]:
     lines += [(2, "Memory", format_size(amount.memory_bytes))] if amount.memory_bytes else []
     lines += [(2, "Processes", str(amount.pids))] if amount.pids else []
     return [(1, name, ""), *lines] if lines else []
+
+
+def _balance(spec: ServiceSpec) -> list[Line]:
+    """How connections and names are spread, where it differs from what everybody has."""
+    policy, names = spec.balance, spec.names
+    lines: list[Line] = []
+    if policy != BalancePolicy():
+        lines += [(0, "Balancing", ""), (1, "Scheduler", policy.scheduler)]
+        lines += [(1, "Affinity", format_duration(policy.affinity_s))] if policy.affinity_s else []
+        lines.append((1, "Idle time-out", format_duration(policy.idle_s)))
+    if names != NamePolicy():
+        lines += [(0, "DNS", ""), (1, "TTL", f"{names.ttl_s}s")]
+        lines += [(1, "Local first", "true")] if names.local_first else []
+    if spec.named_ports:
+        named = " ".join(f"{port.name}={port.port}/{port.protocol}" for port in spec.named_ports)
+        lines.append((0, "Named ports", named))
+    return lines
 
 
 def _ports(ports: Sequence[PortSpec]) -> list[Line]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
-from control.model import PortSpec, Protocol, PublishMode
+from control.model import NamedPort, PortSpec, Protocol, PublishMode
 from mesh.cli.text import TextError
 
 PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
@@ -12,6 +13,7 @@ MODES: dict[str, PublishMode] = {"ingress": "ingress", "host": "host"}
 # One argument can name this many ports: as many as a service may publish (control.spec).
 RANGE_MAX = 256
 
+_KEYS = ("published", "target", "protocol", "mode", "address", "constraint")
 _SHORT = "such as 8080:80, or 8080:80/udp"
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
@@ -27,22 +29,29 @@ def _short(text: str) -> tuple[PortSpec, ...]:
     if protocol is None:
         raise TextError(f'port "{text}": the protocol must be tcp, udp or sctp')
     published_text, colon, target_text = ports.rpartition(":")
-    if ":" in published_text:
-        raise TextError(
-            f'port "{text}": a service is published on every node, not on one address: leave the address out'
-        )
+    address_text, address_colon, published_text = published_text.rpartition(":")
+    address = _address(text, address_text) if address_colon else ""
     targets = _range(text, target_text)
     published = _range(text, published_text) if colon and published_text else []
-    if colon and not published_text:
+    if colon and not published_text and not address:
         raise TextError(f'"{text}" is not a port to publish: {_SHORT}')
     if not published:
-        return tuple(PortSpec(target=target, protocol=protocol) for target in targets)
+        return tuple(PortSpec(target=target, protocol=protocol, address=address) for target in targets)
     if len(published) != len(targets):
         raise TextError(f'port "{text}": both ranges must have the same length')
     return tuple(
-        PortSpec(target=target, published=port, protocol=protocol)
+        PortSpec(target=target, published=port, protocol=protocol, address=address)
         for port, target in zip(published, targets, strict=True)
     )
+
+
+def _address(text: str, address: str) -> str:
+    """An address in canonical form; IPv6 ones are written in brackets, as in URLs. Raises TextError."""
+    inner = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    try:
+        return str(ip_address(inner))
+    except ValueError as error:
+        raise TextError(f'port "{text}": "{address}" is not an address of a node') from error
 
 
 def _range(text: str, ports: str) -> list[int]:
@@ -59,14 +68,18 @@ def _range(text: str, ports: str) -> list[int]:
 
 def _long(text: str) -> tuple[PortSpec, ...]:
     fields: dict[str, str] = {}
+    constraints: list[str] = []
     for part in text.split(","):
         key, equals, value = part.partition("=")
-        key = key.strip().lower()
-        if not equals or key not in ("published", "target", "protocol", "mode"):
-            raise TextError(f'port "{text}": "{part}" is not understood: there are published, target, protocol, mode')
+        key, value = key.strip().lower(), value.strip()
+        if not equals or key not in _KEYS:
+            raise TextError(f'port "{text}": "{part}" is not understood: there are {", ".join(_KEYS)}')
+        if key == "constraint":
+            constraints.append(value)
+            continue
         if key in fields:
             raise TextError(f'port "{text}": {key} is given twice')
-        fields[key] = value.strip()
+        fields[key] = value
     if "target" not in fields:
         raise TextError(f'port "{text}": target=PORT is missing')
     protocol, mode = PROTOCOLS.get(fields.get("protocol", "tcp")), MODES.get(fields.get("mode", "ingress"))
@@ -80,6 +93,8 @@ def _long(text: str) -> tuple[PortSpec, ...]:
             published=_number(text, "published", fields.get("published", "0"), 0),
             protocol=protocol,
             mode=mode,
+            address=_address(text, fields["address"]) if "address" in fields else "",
+            constraints=tuple(constraints),
         ),
     )
 
@@ -90,6 +105,19 @@ def _number(text: str, what: str, value: str, low: int) -> int:
     return int(value)
 
 
+def parse_named_port(text: str) -> NamedPort:
+    """One value of `--port`: http=8080, or dns=53/udp. Raises TextError."""
+    name, equals, rest = text.partition("=")
+    number, slash, protocol_text = rest.partition("/")
+    protocol = PROTOCOLS.get(protocol_text.lower() if slash else "tcp")
+    if not name or not equals:
+        raise TextError(f'"{text}" is not a named port: such as http=8080, or dns=53/udp')
+    if protocol is None:
+        raise TextError(f'port "{text}": the protocol must be tcp, udp or sctp')
+    return NamedPort(name=name, port=_number(text, "the port", number, 1), protocol=protocol)
+
+
 def format_port(port: PortSpec) -> str:
     """As Docker lists it: *:8080->80/tcp."""
-    return f"*:{port.published}->{port.target}/{port.protocol}"
+    address = f"[{port.address}]" if ":" in port.address else port.address or "*"
+    return f"{address}:{port.published}->{port.target}/{port.protocol}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
 from msgspec.structs import replace
 
 from control.lifecycle import TaskState
@@ -34,6 +36,18 @@ def test_networks_get_ids_and_subnets_of_their_own() -> None:
     assert {allocated(made, n).vni for n in "abc"} == {4096, 4097, 4098}
     assert {allocated(made, n).subnet for n in "abc"} == {"10.128.0.0/20", "10.128.16.0/20", "192.168.7.0/24"}
     assert allocated(made, "c").gateway == "192.168.7.1"
+
+
+def test_a_network_of_both_families_gets_an_ipv6_subnet_of_its_own() -> None:
+    made = world()
+    made.put(network("a", ipv6=True), network("b", ipv6=True, subnet6="fd00:20::/64"), network("c"))
+    made.decide()
+    own = IPv6Network(allocated(made, "a").subnet6)
+    assert own.subnet_of(IPv6Network("fd00::/8"))
+    assert IPv6Address(allocated(made, "a").gateway6) == own.network_address + int(
+        IPv4Address(allocated(made, "a").gateway)
+    )
+    assert (allocated(made, "b").subnet6, allocated(made, "c").subnet6) == ("fd00:20::/64", "")
 
 
 def test_subnets_from_the_pools_keep_clear_of_what_the_nodes_route() -> None:

@@ -13,7 +13,18 @@ from control.assignment import Endpoint, Key, Peer, Record, ServiceEntry, Settin
 from control.dispatcher.assignments import EVERYBODY, advance, assignments, build, difference, endpoint_state
 from control.dispatcher.feed import Encoder, Feed
 from control.lifecycle import TaskState
-from control.model import Meta, Object, PortSpec, ProcessSpec, TaskSpec, TaskStatus
+from control.model import (
+    Meta,
+    Node,
+    NodeDescription,
+    NodeSpec,
+    NodeStatus,
+    Object,
+    PortSpec,
+    ProcessSpec,
+    TaskSpec,
+    TaskStatus,
+)
 from control.rpc import control_pb2 as pb
 from control.store.tables import Event, Snapshot, event
 
@@ -35,6 +46,12 @@ def test_settings_and_peers_go_to_everybody(make: Any) -> None:
         ),
         ("peer", "node1"): Peer(node_id="node1", number=1, name="h1", data_address="192.0.2.1", state="ready"),
         ("peer", "node2"): Peer(node_id="node2", number=2, name="h2", data_address="192.0.2.2", state="down"),
+        ("node", "node1"): Node(
+            id="node1",
+            number=1,
+            description=NodeDescription(hostname="h1"),
+            status=NodeStatus(data_address="192.0.2.1"),
+        ),
     }
 
 
@@ -65,6 +82,18 @@ def test_the_state_of_an_endpoint(
     assert endpoint_state(task, make.node(1, state=node_state)) == expected
 
 
+def test_a_node_hears_of_itself_what_constraints_ask_for_and_no_secret(make: Any) -> None:
+    node = msgspec.structs.replace(
+        make.node(1), spec=NodeSpec(labels={"edge": "true"}), secret_digest="d", control_address="192.0.2.1:7377"
+    )
+    told = records("node1", make.cluster(), node)["node", "node1"]
+    assert isinstance(told, Node)
+    assert (told.spec.labels, told.secret_digest, told.control_address) == ({"edge": "true"}, "", "")
+    assert told.status.state == "unknown", (
+        "its state goes to everybody; here it would be news with each heartbeat missed"
+    )
+
+
 def test_a_task_on_a_node_that_does_not_exist_is_lost(make: Any) -> None:
     assert endpoint_state(make.task("api", 1, "gone", "web"), None) == "lost"
 
@@ -74,7 +103,7 @@ def test_a_task_that_is_not_placed_is_nobodys(make: Any, state: TaskState) -> No
     found = records(
         "node1", make.cluster(), make.node(1), make.network("web"), make.task("api", 1, 1, "web", state=state)
     )
-    assert {kind for kind, _ in found} == {"settings", "peer"}
+    assert {kind for kind, _ in found} == {"settings", "peer", "node"}
 
 
 def test_an_endpoint_says_where_and_who(make: Any) -> None:
@@ -159,7 +188,7 @@ def test_one_node_does_not_hear_of_the_networks_of_another(make: Any) -> None:
         make.service("api", "web"),
         make.task("api", 1, 2, "web"),
     )
-    assert {kind for kind, _ in found} == {"settings", "peer"}
+    assert {kind for kind, _ in found} == {"settings", "peer", "node"}
 
 
 # --- differences --------------------------------------------------------------------------------------------------

@@ -221,7 +221,9 @@ def test_inspect_with_a_template(cluster: Mesh, arguments: list[str], text: str)
 def test_inspect_prints_whole_objects(cluster: Mesh) -> None:
     (found,) = json.loads(cluster.ok("service", "inspect", "api"))
     assert found["spec"]["task"]["process"]["command"] == ["python3", "-m", "http.server", "80"]
-    assert found["spec"]["ports"] == [{"target": 80, "published": 8080, "protocol": "tcp", "mode": "ingress"}]
+    assert found["spec"]["ports"] == [
+        {"target": 80, "published": 8080, "protocol": "tcp", "mode": "ingress", "address": "", "constraints": []}
+    ]
     assert found["spec"]["update"]["order"] == "stop-first"
     assert found["meta"]["version"] == 7
     result = cluster("service", "inspect", "nope")

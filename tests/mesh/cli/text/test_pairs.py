@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from control.model import PortSpec
+from control.model import NamedPort, PortSpec
 from mesh.cli.text import TextError
 from mesh.cli.text.pairs import (
     Attachment,
@@ -14,7 +14,7 @@ from mesh.cli.text.pairs import (
     parse_filters,
     parse_labels,
 )
-from mesh.cli.text.port import format_port, parse_publish
+from mesh.cli.text.port import format_port, parse_named_port, parse_publish
 
 
 def test_labels() -> None:
@@ -92,6 +92,20 @@ def test_bad_attachments(text: str, sentence: str) -> None:
         ("7000-7001", [PortSpec(target=7000), PortSpec(target=7001)]),
         ("published=8080,target=80", [PortSpec(target=80, published=8080)]),
         ("target=80", [PortSpec(target=80)]),
+        ("192.0.2.1:8080:80", [PortSpec(target=80, published=8080, address="192.0.2.1")]),
+        ("[2001:DB8::1]:8080:80/udp", [PortSpec(target=80, published=8080, protocol="udp", address="2001:db8::1")]),
+        ("192.0.2.1::80", [PortSpec(target=80, address="192.0.2.1")]),
+        (
+            "published=80,target=80,address=192.0.2.1,constraint=node.labels.edge==yes,constraint=node.hostname!=h1",
+            [
+                PortSpec(
+                    target=80,
+                    published=80,
+                    address="192.0.2.1",
+                    constraints=("node.labels.edge==yes", "node.hostname!=h1"),
+                )
+            ],
+        ),
         (
             "published=5353,target=53,protocol=udp,mode=host",
             [PortSpec(target=53, published=5353, protocol="udp", mode="host")],
@@ -115,10 +129,8 @@ def test_ports(text: str, ports: list[PortSpec]) -> None:
         ("81-80", 'port "81-80": ports are 1 to 65535, in rising order'),
         ("1-300", 'port "1-300": a range has at most 256 ports'),
         ("80-82:80-81", 'port "80-82:80-81": both ranges must have the same length'),
-        (
-            "127.0.0.1:80:80",
-            'port "127.0.0.1:80:80": a service is published on every node, not on one address: leave the address out',
-        ),
+        ("h1:80:80", 'port "h1:80:80": "h1" is not an address of a node'),
+        ("target=80,address=h1", 'port "target=80,address=h1": "h1" is not an address of a node'),
         ("published=80", 'port "published=80": target=PORT is missing'),
         ("target=0", 'port "target=0": target must be 1 to 65535, not "0"'),
         ("target=80,published=x", 'port "target=80,published=x": published must be 0 to 65535, not "x"'),
@@ -127,7 +139,10 @@ def test_ports(text: str, ports: list[PortSpec]) -> None:
         ("target=80,target=81", 'port "target=80,target=81": target is given twice'),
         (
             "target=80,host=1",
-            'port "target=80,host=1": "host=1" is not understood: there are published, target, protocol, mode',
+            (
+                'port "target=80,host=1": "host=1" is not understood: '
+                "there are published, target, protocol, mode, address, constraint"
+            ),
         ),
     ],
 )
@@ -139,3 +154,29 @@ def test_bad_ports(text: str, sentence: str) -> None:
 
 def test_ports_as_listed() -> None:
     assert format_port(PortSpec(target=53, published=5353, protocol="udp")) == "*:5353->53/udp"
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("http=8080", NamedPort(name="http", port=8080)),
+        ("dns=53/UDP", NamedPort(name="dns", port=53, protocol="udp")),
+    ],
+)
+def test_named_ports(text: str, port: NamedPort) -> None:
+    assert parse_named_port(text) == port
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("http", '"http" is not a named port: such as http=8080, or dns=53/udp'),
+        ("=80", '"=80" is not a named port: such as http=8080, or dns=53/udp'),
+        ("http=x", 'port "http=x": the port must be 1 to 65535, not "x"'),
+        ("http=80/icmp", 'port "http=80/icmp": the protocol must be tcp, udp or sctp'),
+    ],
+)
+def test_bad_named_ports(text: str, sentence: str) -> None:
+    with pytest.raises(TextError) as caught:
+        parse_named_port(text)
+    assert str(caught.value) == sentence
