@@ -1,0 +1,215 @@
+"""What the conformance suite needs of a backend: a world that makes it, and can be cruel to it.
+
+A new backend joins with one class below and its name in `WORLDS`. `can` says which cruelties it knows:
+
+    kill       `child(i)` is a command that runs manager i as a process of its own (see child.py), to be killed
+    several    there are three managers; `open(i)` gives each its backend
+    cut        `cut(i)` takes manager i's contact with the others (or with what keeps the state), `heal(i)` gives it back,
+               `drop(i)` breaks its connections, so that what is under way on them does not arrive later
+    forget     `forget_history()` makes everybody who is behind get the whole state instead of the commits
+    refuse     `refuse(i)` makes the next write of manager i certainly fail, `accept(i)` ends that
+    break      `ruin(i)` makes manager i's backend fail for good
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Protocol
+
+from control.etcd.backend import EtcdBackend
+from control.etcd.url import EtcdOptions
+from control.store.backend import Backend
+from control.store.disk import RealDisk
+from control.store.fake import FakeBackend
+from control.store.logfile import LogFile
+from tests.control.etcd.server import Etcd
+
+
+class World(Protocol):
+    can: frozenset[str]
+    managers: int
+
+    async def open(self, manager: int = 0) -> Backend:
+        """A new backend object of a manager, on the state that there is. The one before was closed."""
+
+    async def stop(self) -> None:
+        """The end of the test."""
+
+
+# --- one manager ----------------------------------------------------------------------------------------------------
+
+
+class FakeWorld:
+    can = frozenset({"refuse", "break"})
+    managers = 1
+
+    def __init__(self, directory: Path, etcd) -> None:
+        self.backend: FakeBackend | None = None
+
+    async def open(self, manager: int = 0) -> Backend:
+        if self.backend is None:
+            self.backend = FakeBackend()
+        else:
+            self.backend.term += 1
+        return self.backend
+
+    def refuse(self, manager: int) -> None:
+        self.backend.next_outcomes("refused")
+
+    def accept(self, manager: int) -> None:
+        pass
+
+    def ruin(self, manager: int) -> None:
+        self.backend.next_outcomes("failed")
+
+    async def stop(self) -> None:
+        pass
+
+
+class FaultyDisk(RealDisk):
+    code = 0
+
+    def write(self, handle, data, offset):
+        if self.code:
+            raise OSError(self.code, os.strerror(self.code))
+        super().write(handle, data, offset)
+
+
+class LogFileWorld:
+    can = frozenset({"kill", "refuse", "break"})
+    managers = 1
+    limit = 1 << 20
+
+    def __init__(self, directory: Path, etcd) -> None:
+        self.directory = directory / "store"
+        self.disk: FaultyDisk | None = None
+
+    async def open(self, manager: int = 0) -> Backend:
+        self.disk = FaultyDisk(self.directory)
+        return LogFile(self.directory, "c1", "n0", disk=self.disk, log_limit_bytes=self.limit)
+
+    def child(self, manager: int) -> list[str]:
+        return ["logfile", str(self.directory), str(self.limit)]
+
+    def refuse(self, manager: int) -> None:
+        self.disk.code = errno.ENOSPC
+
+    def accept(self, manager: int) -> None:
+        self.disk.code = 0
+
+    def ruin(self, manager: int) -> None:
+        self.disk.code = errno.EIO
+
+    async def stop(self) -> None:
+        pass
+
+
+class CompactingWorld(LogFileWorld):
+    limit = 600
+
+
+# --- etcd -----------------------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """A TCP connection that can be cut in the middle: half-dead, as when a cable is pulled, or for good."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.through = asyncio.Event()
+        self.through.set()
+        self.writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> str:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return "127.0.0.1:%d" % self.server.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        with contextlib.suppress(OSError):
+            there_reader, there = await asyncio.open_connection(*self.target)
+            self.writers.add(there)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, there))
+                group.create_task(self._pump(there_reader, writer))
+            self.writers.discard(there)
+        writer.close()
+        self.writers.discard(writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                await self.through.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self) -> None:
+        """Nothing gets through any more, and nobody is told."""
+        self.through.clear()
+
+    def heal(self) -> None:
+        """What is under way arrives late."""
+        self.through.set()
+
+    def drop(self) -> None:
+        """The connections are gone, and new ones get no answer."""
+        for writer in tuple(self.writers):
+            writer.transport.abort()
+
+    async def stop(self) -> None:
+        self.through.set()
+        self.server.close()
+        self.drop()
+        await asyncio.sleep(0)
+
+
+class EtcdWorld:
+    can = frozenset({"kill", "several", "cut", "forget"})
+    managers = 3
+    ttl_s = 2
+    count = 0
+
+    def __init__(self, directory: Path, etcd: Etcd) -> None:
+        EtcdWorld.count += 1
+        self.etcd, self.prefix = etcd, f"/test{os.getpid()}-{EtcdWorld.count}"
+        self.proxies: dict[int, Proxy] = {}
+        self.endpoints: dict[int, str] = {}
+        self.backends: list[EtcdBackend] = []
+
+    async def open(self, manager: int = 0) -> Backend:
+        if manager not in self.proxies:
+            self.proxies[manager] = Proxy(("127.0.0.1", self.etcd.clients[manager % len(self.etcd.clients)]))
+            self.endpoints[manager] = await self.proxies[manager].start()
+        options = EtcdOptions((self.endpoints[manager],), self.prefix, ttl_s=self.ttl_s)
+        backend = EtcdBackend(options, "c1", f"n{manager}")
+        self.backends.append(backend)
+        return backend
+
+    def child(self, manager: int) -> list[str]:
+        return ["etcd", ",".join(self.etcd.endpoints), self.prefix, str(self.ttl_s), f"n{manager}"]
+
+    def cut(self, manager: int) -> None:
+        self.proxies[manager].cut()
+
+    def heal(self, manager: int) -> None:
+        self.proxies[manager].heal()
+
+    def drop(self, manager: int) -> None:
+        self.proxies[manager].drop()
+
+    async def forget_history(self) -> None:
+        await asyncio.to_thread(self.etcd.compact)
+
+    async def stop(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.heal()
+        for backend in self.backends:
+            await backend.close()
+        for proxy in self.proxies.values():
+            await proxy.stop()
+
+
+WORLDS = {"fake": FakeWorld, "logfile": LogFileWorld, "logfile, compacting": CompactingWorld, "etcd": EtcdWorld}
