@@ -191,6 +191,10 @@ class NetworkAttachment(Value, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+# Requests under way when a task is withdrawn are finished by then, as a rule; a service of long ones asks for more.
+DRAIN_S = 1.0
+
+
 class TaskSpec(Value, frozen=True, kw_only=True):
     """What to run, and where it may run. Exactly one of `process` and `container`."""
 
@@ -202,6 +206,7 @@ class TaskSpec(Value, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     stop_signal: str = "SIGTERM"
     stop_grace_s: float = 10.0
+    drain_s: float = DRAIN_S  # between its withdrawal from all balancers and its stop signal
     force_update: int = 0  # raised by `service update --force`
 
 

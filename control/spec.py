@@ -233,6 +233,7 @@ def _task(mistakes: _Mistakes, task: TaskSpec) -> None:
     _placement(mistakes, task.placement)
     _networks(mistakes, task)
     mistakes.duration("stop grace period", task.stop_grace_s)
+    mistakes.duration("drain period", task.drain_s)
     mistakes.number("force update counter", task.force_update, 0, 1 << 62)
     if task.stop_signal not in signal.Signals.__members__:
         mistakes.add(f'stop signal must be a name such as SIGTERM, not "{_short(task.stop_signal)}"')

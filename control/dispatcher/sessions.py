@@ -18,7 +18,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 
 import msgspec
 
@@ -39,6 +39,7 @@ from control.dispatcher.events import (
     Written,
 )
 from control.dispatcher.feed import Encoder, Feed
+from control.dispatcher.withdrawal import Withdrawals, began_to_drain, is_draining
 from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
 from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
 from control.rpc import control_pb2 as pb
@@ -112,6 +113,7 @@ class Sessions:
         self._reports: dict[str, TaskStatus] = {}
         self._updates: dict[str, NodeUpdate] = {}
         self._orphaned: set[str] = set()
+        self._withdrawals = Withdrawals()
         self._writing: Write | None = None
         self._writes = 0
         self._out: list[Output] = []
@@ -124,6 +126,7 @@ class Sessions:
                 node.state = "unknown"
                 self._update(node.id, NodeUpdate("unknown", "a manager has just started and has not heard of it yet"))
         self._orphan_strays(snapshot.all(Task))
+        self._withdraw(filter(is_draining, snapshot.all(Task)))
         self._write()
 
     # --- the house form ---------------------------------------------------------------------------------------------
@@ -281,6 +284,8 @@ class Sessions:
         )
         self._send(stream, pb.ManagerMessage(welcome=welcome))
         self._send(stream, pb.ManagerMessage(assignments=node.feed.complete(self._tables, self._encoder)))
+        draining = [t.id for t in self._snapshot.tasks_on_node(node.id) if is_draining(t)]
+        self._tell_withdrawn(node, [t for t in draining if not self._withdrawals.pending(t)])
 
     def _send(self, stream: _Stream, message: pb.ManagerMessage) -> None:
         if stream.id not in self._streams:
@@ -350,6 +355,7 @@ class Sessions:
             self._counters["applied_ahead"] += 1
             return
         node.applied = max(node.applied, sequence)
+        self._check_withdrawals(node)
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -388,8 +394,11 @@ class Sessions:
         if not self._events and not self._rebuild:
             return
         old = self._tables
+        draining = began_to_drain(self._events)
         if self._rebuild:
             self._tables = build(self._snapshot)
+            self._withdrawals.restart()
+            draining = [task for task in self._snapshot.all(Task) if is_draining(task)]
         else:
             self._tables = advance(old, self._snapshot, self._events, self._version)
         self._events, self._rebuild = [], False
@@ -399,6 +408,27 @@ class Sessions:
                 if message is not None:
                     self._send(node.stream, pb.ManagerMessage(assignments=message))
         self._encoder.end_round(self._tables)
+        self._withdraw(draining)
+
+    # --- draining ---------------------------------------------------------------------------------------------------
+
+    def _withdraw(self, tasks: Iterable[Task]) -> None:
+        """Wait until no node sends these tasks connections."""
+        self._withdrawals.begin(self._tables.version, tasks, self._nodes)
+        for node in self._nodes.values():
+            self._check_withdrawals(node)
+
+    def _check_withdrawals(self, node: _Node) -> None:
+        gone = node.state == "down" or node.id not in self._nodes
+        self._withdrawals.check(node.id, lambda version: gone or self.caught_up(node.id, version))
+        for node_id, task_ids in self._withdrawals.finished():
+            if node_id in self._nodes:
+                self._tell_withdrawn(self._nodes[node_id], task_ids)
+
+    def _tell_withdrawn(self, node: _Node, task_ids: Iterable[str]) -> None:
+        found = list(task_ids)
+        if found and node.stream is not None:
+            self._send(node.stream, pb.ManagerMessage(withdrawn=pb.Withdrawn(task_ids=found)))
 
     # --- liveness ---------------------------------------------------------------------------------------------------
 
@@ -418,6 +448,8 @@ class Sessions:
         node = self._nodes.pop(node_id, None)
         if node is not None and node.stream is not None:
             self._close(node.stream, "UNAUTHENTICATED", "this node was removed from the cluster", "removed")
+        if node is not None:
+            self._check_withdrawals(node)
         self._updates.pop(node_id, None)
         if self._snapshot.tasks_on_node(node_id):
             self._orphaned.add(node_id)
@@ -447,6 +479,7 @@ class Sessions:
         node.state, node.due = "down", now + ORPHAN_AFTER_S
         self._counters["nodes_lost"] += 1
         self._update(node.id, NodeUpdate("down", message))
+        self._check_withdrawals(node)
         if node.stream is not None:
             self._close(node.stream, "UNAVAILABLE", f"{message}: begin a new session", "silent")
 
@@ -509,6 +542,6 @@ def _description(data: bytes) -> NodeDescription | None:
 def _data_address(text: str) -> str | None:
     """A node's end of VXLAN tunnels; "" stays (as it was); None if it is none."""
     try:
-        return str(IPv4Address(text)) if text else ""
-    except AddressValueError:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
         return None

@@ -752,6 +752,16 @@ class LocalStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.TaskProcessRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.TaskProcessReply.FromString,
                 _registered_method=True)
+        self.DnsQuery = channel.unary_unary(
+                '/mesh.control.v1.Local/DnsQuery',
+                request_serializer=control_dot_rpc_dot_control__pb2.DnsQueryRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.DnsQueryReply.FromString,
+                _registered_method=True)
+        self.DnsDump = channel.unary_stream(
+                '/mesh.control.v1.Local/DnsDump',
+                request_serializer=control_dot_rpc_dot_control__pb2.DnsDumpRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.DnsDumpReply.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -790,6 +800,20 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DnsQuery(self, request, context):
+        """How a name is answered to a task of this node, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DnsDump(self, request, context):
+        """Every name this node serves, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -817,6 +841,16 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.TaskProcess,
                     request_deserializer=control_dot_rpc_dot_control__pb2.TaskProcessRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.TaskProcessReply.SerializeToString,
+            ),
+            'DnsQuery': grpc.unary_unary_rpc_method_handler(
+                    servicer.DnsQuery,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.DnsQueryRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.DnsQueryReply.SerializeToString,
+            ),
+            'DnsDump': grpc.unary_stream_rpc_method_handler(
+                    servicer.DnsDump,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.DnsDumpRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.DnsDumpReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -957,6 +991,60 @@ class Local:
             '/mesh.control.v1.Local/TaskProcess',
             control_dot_rpc_dot_control__pb2.TaskProcessRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.TaskProcessReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DnsQuery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Local/DnsQuery',
+            control_dot_rpc_dot_control__pb2.DnsQueryRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.DnsQueryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DnsDump(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.control.v1.Local/DnsDump',
+            control_dot_rpc_dot_control__pb2.DnsDumpRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.DnsDumpReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -280,6 +280,10 @@ class LocalStub:
     Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.LocalJoinRequest, _control_pb2.LocalJoinReply]
     Leave: _grpc.UnaryUnaryMultiCallable[_control_pb2.LeaveRequest, _control_pb2.LeaveReply]
     TaskProcess: _grpc.UnaryUnaryMultiCallable[_control_pb2.TaskProcessRequest, _control_pb2.TaskProcessReply]
+    DnsQuery: _grpc.UnaryUnaryMultiCallable[_control_pb2.DnsQueryRequest, _control_pb2.DnsQueryReply]
+    """How a name is answered to a task of this node, and why."""
+    DnsDump: _grpc.UnaryStreamMultiCallable[_control_pb2.DnsDumpRequest, _control_pb2.DnsDumpReply]
+    """Every name this node serves, in pieces."""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -294,6 +298,10 @@ class LocalAsyncStub(LocalStub):
     Join: _aio.UnaryUnaryMultiCallable[_control_pb2.LocalJoinRequest, _control_pb2.LocalJoinReply]  # type: ignore[assignment]
     Leave: _aio.UnaryUnaryMultiCallable[_control_pb2.LeaveRequest, _control_pb2.LeaveReply]  # type: ignore[assignment]
     TaskProcess: _aio.UnaryUnaryMultiCallable[_control_pb2.TaskProcessRequest, _control_pb2.TaskProcessReply]  # type: ignore[assignment]
+    DnsQuery: _aio.UnaryUnaryMultiCallable[_control_pb2.DnsQueryRequest, _control_pb2.DnsQueryReply]  # type: ignore[assignment]
+    """How a name is answered to a task of this node, and why."""
+    DnsDump: _aio.UnaryStreamMultiCallable[_control_pb2.DnsDumpRequest, _control_pb2.DnsDumpReply]  # type: ignore[assignment]
+    """Every name this node serves, in pieces."""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     """--- the local socket ------------------------------------------------------------------------------------------
@@ -335,5 +343,21 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.TaskProcessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.TaskProcessReply, _abc.Awaitable[_control_pb2.TaskProcessReply]]: ...
+
+    @_abc_1.abstractmethod
+    def DnsQuery(
+        self,
+        request: _control_pb2.DnsQueryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.DnsQueryReply, _abc.Awaitable[_control_pb2.DnsQueryReply]]:
+        """How a name is answered to a task of this node, and why."""
+
+    @_abc_1.abstractmethod
+    def DnsDump(
+        self,
+        request: _control_pb2.DnsDumpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.DnsDumpReply], _abc.AsyncIterator[_control_pb2.DnsDumpReply]]:
+        """Every name this node serves, in pieces."""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -41,6 +41,8 @@ from mesh.agent.tasks import (
     Stop,
     Tasks,
     Wait,
+    Withdraw,
+    Withdrawn,
 )
 from mesh.agent.view import View
 from mesh.executor.protocol import Executor, ExecutorError, Launch
@@ -122,6 +124,11 @@ class Agent:
             self.reconciler.close()
 
     @property
+    def name_server(self) -> NameServer:
+        """The name server of this node."""
+        return self._doors.name_server
+
+    @property
     def executor_name(self) -> str:
         """Which executor runs the tasks of this node."""
         return self._doors.executor.name
@@ -145,6 +152,8 @@ class Agent:
         if self._leaving:
             return
         self.tasks.assign(self._own_tasks(), self._wall_ms(), complete=True)
+        while self.session.withdrawn:
+            self.tasks.receive(Withdrawn(self.session.withdrawn.pop()), self._wall_ms())
         self._save.set()
         self._act()
         self.reconciler.kick()
@@ -187,7 +196,8 @@ class Agent:
             if wanted is None or (wanted and task_id not in placed) or any(task_id in e for e in outcome.errors):
                 continue
             self.tasks.receive(Attached(task_id), self._wall_ms())
-        self.session.applied(outcome.sequence)
+        if not outcome.errors:  # what could not be applied is tried again soon
+            self.session.applied(outcome.sequence)
         self._act()
 
     def _networks_of(self, task_id: str) -> int | None:
@@ -231,6 +241,9 @@ class Agent:
                 return Started(task.id, await executor.start(self._launch(task)))
             case Wait(task_id):
                 return Exited(task_id, await executor.wait(task_id))
+            case Withdraw(task_id, most_s):
+                await asyncio.sleep(most_s)
+                return Withdrawn(task_id)
             case Drain(task_id, delay_s):
                 await asyncio.sleep(delay_s)
                 return Drained(task_id)

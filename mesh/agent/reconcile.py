@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from dns.plan import DnsPlan
+from dns.plan import Address, DnsPlan
+from dns.resolver import Explanation, Line
 from mesh.agent.compile import NodePlan
 from mesh.metrics import Counter, Metrics
 from mesh.vip.plan import VipPlan
@@ -51,6 +52,8 @@ class Balancer(Protocol):
 class NameServer(Protocol):
     async def run(self) -> None: ...
     async def apply(self, plan: DnsPlan) -> None: ...
+    def explain(self, name: str, qtype: int, network_id: str | None, client: Address | None = None) -> Explanation: ...
+    def dump(self) -> list[Line]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class Session:
     description: NodeDescription
     assignments: Assignments = field(default_factory=Assignments)
     managers: tuple[str, ...] = ()
+    withdrawn: set[str] = field(default_factory=set)  # tasks that no node sends connections to; the agent takes them
     connected: bool = False  # a complete set has been heard in this stream
     _period_s: float = FIRST_PERIOD_S
     _next_heartbeat: float = 0.0
@@ -75,7 +76,7 @@ class Session:
         self._out = []
 
     def receive(self, message: pb.ManagerMessage, now: float) -> bool:
-        """Take one message; True when the assignments changed. Raises ProtocolError."""
+        """Take one message; True when the agent has to look at what changed. Raises ProtocolError."""
         self._last_heard = now
         match message.WhichOneof("message"):
             case "welcome":
@@ -88,6 +89,9 @@ class Session:
                     self._in_flight = {}
             case "assignments":
                 self._assign(message.assignments)
+                return True
+            case "withdrawn":
+                self.withdrawn.update(message.withdrawn.task_ids)
                 return True
             case None:
                 raise ProtocolError("the manager sent a message this version does not know")

@@ -17,15 +17,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from control.lifecycle import TaskState, is_terminal
-from control.model import Task, TaskStatus
+from control.model import DRAIN_S, Task, TaskStatus
 from mesh.agent.view import LocalTask
 from mesh.executor.protocol import Adopted, Exit, Sandbox
 
-# A draining task keeps its connections for this long before it is told to stop: the time the withdrawal needs to reach
-# every node (the dispatcher's batch, the stream, a reconcile), with a margin.
-DRAIN_S = 1.0
-# After this pause a failed removal is tried again: a busy mount or cgroup goes away by itself.
-REMOVE_RETRY_S = 5.0
+# A task that must stop waits for all nodes to take it out of their balancers; this long if the managers do not say that
+# they have. A node that fails is found out sooner; one that hangs must not keep tasks alive.
+WITHDRAW_MAX_S = 10.0
+# Without a manager's word (the task is none of theirs any more): what the withdrawal usually takes, with a margin.
+UNASKED_WITHDRAW_S = 1.0
+# After this pause a failed stop or removal is tried again: a busy mount or cgroup goes away by itself.
+RETRY_S = 5.0
 
 
 class Phase(enum.Enum):
@@ -34,7 +36,8 @@ class Phase(enum.Enum):
     PREPARING = "preparing"
     STARTING = "starting"
     RUNNING = "running"  # at rest as to what is wanted, and waiting for its end
-    DRAINING = "draining"
+    WITHDRAWING = "withdrawing"  # until no node sends it connections
+    DRAINING = "draining"  # its open connections have their grace
     STOPPING = "stopping"
     REMOVING = "removing"
     ATTACHING = "attaching"  # waiting for the overlay
@@ -84,6 +87,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """No node sends it new connections any more, or this was waited for long enough."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     task_id: str
 
@@ -104,7 +114,7 @@ class RetryDue:
     task_id: str
 
 
-Event = Prepared | Attached | Started | Failed | Drained | Exited | Removed | RetryDue
+Event = Prepared | Attached | Started | Failed | Withdrawn | Drained | Exited | Removed | RetryDue
 
 
 # --- actions ------------------------------------------------------------------------------------------------------
@@ -125,6 +135,14 @@ class Wait:
     """Report the end of a started task (Exited)."""
 
     task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Wait `most_s`, then Withdrawn, if that has not come before."""
+
+    task_id: str
+    most_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +173,13 @@ class RetryLater:
     delay_s: float
 
 
-Action = Prepare | Start | Wait | Drain | Stop | Remove | RetryLater
+Action = Prepare | Start | Wait | Withdraw | Drain | Stop | Remove | RetryLater
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 _P, _W, _S = Phase, Wanted, TaskState
+_LEAVING = (Phase.WITHDRAWING, Phase.DRAINING, Phase.STOPPING)
 
 # (phase, wanted) -> (next phase, state to report or None, action class or None)
 NEXT: dict[tuple[Phase, Wanted], tuple[Phase, TaskState | None, type[Action] | None]] = {
@@ -173,8 +192,8 @@ NEXT: dict[tuple[Phase, Wanted], tuple[Phase, TaskState | None, type[Action] | N
     (_P.READY, _W.RUN): (_P.STARTING, _S.STARTING, Start),
     (_P.READY, _W.STOP): (_P.ENDED, _S.SHUTDOWN, None),
     (_P.READY, _W.GONE): (_P.REMOVING, None, Remove),
-    (_P.RUNNING, _W.STOP): (_P.DRAINING, None, Drain),
-    (_P.RUNNING, _W.GONE): (_P.DRAINING, None, Drain),
+    (_P.RUNNING, _W.STOP): (_P.WITHDRAWING, None, Withdraw),
+    (_P.RUNNING, _W.GONE): (_P.WITHDRAWING, None, Withdraw),
     (_P.ENDED, _W.GONE): (_P.REMOVING, None, Remove),
 }
 
@@ -186,11 +205,13 @@ ON_EVENT: dict[tuple[Phase, type[Event]], tuple[Phase, TaskState | None, type[Ac
     (_P.STARTING, Started): (_P.RUNNING, _S.RUNNING, Wait),
     (_P.STARTING, Failed): (_P.ENDED, _S.FAILED, None),
     (_P.RUNNING, Exited): (_P.ENDED, None, None),
+    (_P.WITHDRAWING, Exited): (_P.ENDED, None, None),
+    (_P.WITHDRAWING, Withdrawn): (_P.DRAINING, None, Drain),
     (_P.DRAINING, Exited): (_P.ENDED, None, None),
     (_P.DRAINING, Drained): (_P.STOPPING, None, Stop),
     (_P.STOPPING, Exited): (_P.ENDED, _S.SHUTDOWN, None),
-    (_P.STOPPING, Failed): (_P.STOPPING, None, Drain),  # the executor could not stop it: again after a pause
-    (_P.STOPPING, Drained): (_P.STOPPING, None, Stop),
+    (_P.STOPPING, Failed): (_P.STOPPING, None, RetryLater),
+    (_P.STOPPING, RetryDue): (_P.STOPPING, None, Stop),
     (_P.REMOVING, Failed): (_P.STUCK, None, RetryLater),
     (_P.STUCK, RetryDue): (_P.REMOVING, None, Remove),
 }
@@ -208,6 +229,7 @@ class _Entry:
     pid: int = 0
     exit: Exit | None = None
     error: str = ""
+    withdrawn: bool = False  # no node sends it new connections
     dirty: bool = True  # its status has not been handed out since it changed
     at_ms: int = 0
 
@@ -259,6 +281,8 @@ class Tasks:
             if entry.phase is Phase.REMOVING:
                 del self._entries[event.task_id]
             return
+        if isinstance(event, Withdrawn):
+            entry.withdrawn = True  # also if it comes before its time: the task may still be starting
         step = ON_EVENT.get((entry.phase, type(event)))
         if step is None:
             return
@@ -285,7 +309,7 @@ class Tasks:
     def local(self) -> Mapping[str, LocalTask]:
         """The tasks as `compile` wants them."""
         return {
-            e.task_id: LocalTask(e.state, e.netns, draining=e.phase in (Phase.DRAINING, Phase.STOPPING))
+            e.task_id: LocalTask(e.state, e.netns, draining=e.phase in _LEAVING)
             for e in self._entries.values()
             if e.phase not in (Phase.REMOVING, Phase.STUCK)
         }
@@ -340,10 +364,12 @@ class Tasks:
                 spec.stop_signal if spec is not None else "SIGTERM",
                 spec.stop_grace_s if spec is not None else 10.0,
             )
+        if action is Withdraw:
+            return Withdraw(entry.task_id, _withdraw_s(entry))
         if action is Drain:
-            return Drain(entry.task_id, DRAIN_S)
+            return Drain(entry.task_id, task.spec.drain_s if task is not None else DRAIN_S)
         if action is RetryLater:
-            return RetryLater(entry.task_id, REMOVE_RETRY_S)
+            return RetryLater(entry.task_id, RETRY_S)
         if action is Prepare or action is Start:
             assert task is not None, "only an assigned task is prepared or started"
             return Prepare(task) if action is Prepare else Start(task)
@@ -360,8 +386,15 @@ class Tasks:
                 entry.error = error
             case Exited(exit=ended):
                 _end(entry, ended, asked=entry.phase is Phase.STOPPING)
-            case Attached() | Drained() | Removed() | RetryDue():
+            case Attached() | Withdrawn() | Drained() | Removed() | RetryDue():
                 pass
+
+
+def _withdraw_s(entry: _Entry) -> float:
+    """How long to wait for the nodes to take a task out."""
+    if entry.withdrawn:
+        return 0.0
+    return WITHDRAW_MAX_S if entry.task is not None else UNASKED_WITHDRAW_S
 
 
 def _end(entry: _Entry, ended: Exit, *, asked: bool) -> None:

@@ -124,6 +124,17 @@ class Client:
             reply = self._local.TaskProcess(pb.TaskProcessRequest(reference=reference), timeout=self._timeout_s)
             return reply.task_id, reply.pid
 
+    def dns_query(self, request: pb.DnsQueryRequest) -> pb.DnsQueryReply:
+        """How a name is answered on this machine."""
+        with self._failures():
+            return self._local.DnsQuery(request, timeout=self._timeout_s)
+
+    def dns_dump(self) -> Iterator[pb.DnsName]:
+        """Every name that is served on this machine."""
+        with self._failures():
+            for piece in self._local.DnsDump(pb.DnsDumpRequest(), timeout=self._timeout_s):
+                yield from piece.names
+
     # --- the cluster --------------------------------------------------------------------------------------------------
 
     def list(self, cls: type[T], filters: Filters | None = None) -> list[T]:

@@ -10,7 +10,10 @@ import click
 from mesh.cli.errors import Failure
 from mesh.cli.lazy import AliasedGroup
 from mesh.cli.options import DURATION, Parsed
+from mesh.cli.output import Listing, ListOptions, print_list
+from mesh.cli.session import Session, pass_session
 from mesh.cli.text import TextError
+from mesh.cli.text.template import Record
 
 DEFAULT_TTL = "5s"
 
@@ -18,6 +21,51 @@ DEFAULT_TTL = "5s"
 @click.group(cls=AliasedGroup)
 def dns() -> None:
     """The name server. Each node runs one for its tasks; `serve` runs one on its own."""
+
+
+@dns.command("query")
+@click.argument("name")
+@click.option("--type", "-t", "kind", metavar="TYPE", default="A", show_default=True, help="A, AAAA, SRV, PTR, ...")
+@click.option("--from", "task", metavar="TASK", default="", help="As this task of the machine gets it. [the machine]")
+@pass_session
+def query(session: Session, name: str, kind: str, task: str) -> None:
+    """Show how a name is answered here, and why.
+
+    \b
+    Examples:
+      mesh dns query --from web.1 api
+      mesh dns query --from web.1 --type SRV _http._tcp.api
+      mesh dns query --type PTR 10.128.0.5
+    """
+    from control.rpc import control_pb2 as pb
+
+    found = session.client().dns_query(pb.DnsQueryRequest(name=name, type=kind, task=task))
+    click.echo(f"{found.outcome} (as {found.view})")
+    for answer in found.answers:
+        click.echo(f"  {answer}")
+    for sentence in found.why:
+        click.echo(f"because {sentence}")
+
+
+_DUMP = {"Network": "NETWORK", "Name": "NAME", "Type": "TYPE", "Value": "VALUE"}
+_DUMP_MORE = {"Why": "WHY"}
+
+
+@dns.command("dump")
+@click.option("--format", "format_", metavar="FORMAT", default="table", help="table, json, jsonl, or a template.")
+@pass_session
+def dump(session: Session, format_: str) -> None:
+    """List every name that this machine serves.
+
+    \b
+    Examples:
+      mesh dns dump
+      mesh dns dump --format '{{.Name}} {{.Type}} {{.Value}} {{.Why}}'
+    """
+    found = list(session.client().dns_dump())
+    rows = [Record(Network=one.network, Name=one.name, Type=one.type, Value=one.value, Why=one.why) for one in found]
+    objects = [{key.lower(): value for key, value in row.items()} for row in rows]
+    print_list(ListOptions(format_, quiet=False, no_trunc=True, filters={}), Listing(_DUMP, rows, objects, _DUMP_MORE))
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -77,6 +77,7 @@ _SPEC: list[Decorator] = [
     click.option("--restart-delay", type=DURATION, help="Between end and restart. [5s]"),
     click.option("--restart-max-attempts", type=_COUNT, metavar="N", help="0 for no limit. [0]"),
     click.option("--restart-window", type=DURATION, help="In which attempts are counted. [since the update]"),
+    click.option("--drain-period", type=DURATION, help="For open connections, before the stop signal. [1s]"),
     click.option("--stop-signal", type=_SIGNAL, help="[SIGTERM]"),
     click.option("--stop-grace-period", type=DURATION, help="Before SIGKILL. [10s]"),
     *_policy("update", ["pause", "continue", "rollback"]),

@@ -56,6 +56,7 @@ FIELDS: dict[str, str] = {
     "restart_delay": "task.restart.delay_s",
     "restart_max_attempts": "task.restart.max_attempts",
     "restart_window": "task.restart.window_s",
+    "drain_period": "task.drain_s",
     "stop_grace_period": "task.stop_grace_s",
     "stop_signal": "task.stop_signal",
     **{

@@ -17,8 +17,11 @@ from control.model import ClusterSpec
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer
 from control.server.options import REPLY_MAX_BYTES
+from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
 
+# Names in one message of a dump: far below gRPC's 4 MiB, and short enough a turn of the loop.
+DUMP_PIECE = 1000
 # A forwarded call other than a watch is answered within this time or not at all.
 FORWARD_TIMEOUT_S = 20.0
 
@@ -40,6 +43,7 @@ class NodeControl(Protocol):
     async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply: ...
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply: ...
     async def leave(self, *, force: bool) -> None: ...
+    def questions(self) -> Questions: ...
     def task_process(self, reference: str) -> tuple[str, int]: ...
     def manager_addresses(self) -> tuple[str, ...]: ...
     def own_control(self) -> ControlServicer | None: ...
@@ -90,6 +94,28 @@ class LocalService(LocalServicer):
         except StateError as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+    async def DnsQuery(self, request: pb.DnsQueryRequest, context: Context) -> pb.DnsQueryReply:
+        try:
+            found = self._node.questions().resolve(request.name, request.type, request.task)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except QuestionError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return pb.DnsQueryReply(view=found.view, outcome=found.outcome, answers=found.answers, why=found.why)
+
+    async def DnsDump(self, request: pb.DnsDumpRequest, context: Context) -> AsyncIterator[pb.DnsDumpReply]:
+        try:
+            lines = self._node.questions().names()
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        for start in range(0, len(lines), DUMP_PIECE):
+            yield pb.DnsDumpReply(
+                names=[
+                    pb.DnsName(network=line.network, name=line.name, type=line.kind, value=line.data, why=line.why)
+                    for line in lines[start : start + DUMP_PIECE]
+                ]
+            )
 
 
 class ControlGate(ControlServicer):

@@ -30,6 +30,7 @@ from control.rpc.control_pb2_grpc import (
 from control.token import TokenError, parse_token
 from mesh.agent.agent import Agent, Doors
 from mesh.agent.agent import Identity as AgentIdentity
+from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon import machine
@@ -192,23 +193,24 @@ class Node:
             error="; ".join(errors) or (agent.connection.error if agent is not None else ""),
         )
 
+    def questions(self) -> Questions:
+        """Whom to ask about the data plane of this node. Raises StateError."""
+        if self._agent is None:
+            raise StateError("this node is in no cluster")
+        return Questions(self._agent)
+
     def task_process(self, reference: str) -> tuple[str, int]:
         """The process of a task that runs here. Raises StateError."""
         if self._agent is None:
             raise StateError("this node is in no cluster")
         found = {
-            task_id: pid
-            for task_id, task in self._agent.tasks.known().items()
-            if (pid := self._agent.tasks.pid(task_id)) is not None
-            and (
-                task_id.startswith(reference) or (task is not None and f"{task.service_name}.{task.slot}" == reference)
-            )
+            task_id: pid for task_id in self._agent.tasks.known() if (pid := self._agent.tasks.pid(task_id)) is not None
         }
-        if len(found) > 1 and reference not in found:
-            raise StateError(f'"{reference}" names several tasks on this node: {", ".join(sorted(found))}')
-        if not found:
-            raise StateError(f'no task "{reference}" runs on this node')
-        return next(iter(found.items())) if reference not in found else (reference, found[reference])
+        try:
+            task_id = find_task(reference, {i: t for i, t in self._agent.tasks.known().items() if i in found})
+        except UnknownTaskError as error:
+            raise StateError(str(error)) from error
+        return task_id, found[task_id]
 
     async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply:
         """Start a cluster with this node as its first manager."""

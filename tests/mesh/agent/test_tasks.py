@@ -7,12 +7,15 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from control.lifecycle import TaskState, Writer, is_terminal, may_observe
-from control.model import ProcessSpec, Task, TaskSpec, TaskStatus
+from control.model import DRAIN_S, ProcessSpec, Task, TaskSpec, TaskStatus
 from mesh.agent.tasks import (
     NEXT,
     ON_EVENT,
+    UNASKED_WITHDRAW_S,
+    WITHDRAW_MAX_S,
     Attached,
     Drain,
     Drained,
@@ -32,6 +35,8 @@ from mesh.agent.tasks import (
     Tasks,
     Wait,
     Wanted,
+    Withdraw,
+    Withdrawn,
 )
 from mesh.executor.protocol import Adopted, Exit, Sandbox
 
@@ -98,14 +103,52 @@ def test_a_task_desired_ready_is_held_before_its_start() -> None:
 def test_a_task_to_stop_is_drained_before_its_signal() -> None:
     tasks = running()
     assigned(tasks, task(TaskState.SHUTDOWN))
-    assert [type(a) for a in tasks.drain()] == [Drain]
+    assert tasks.drain() == [Withdraw("t1", WITHDRAW_MAX_S)], "first every node takes it out"
     assert tasks.local()["t1"].draining
     assert state(tasks) == TaskState.RUNNING
+    tasks.receive(Withdrawn("t1"), 0)
+    assert tasks.drain() == [Drain("t1", DRAIN_S)], "then what is open has its time"
+    assert tasks.local()["t1"].draining
+    tasks.receive(Withdrawn("t1"), 0)
+    assert tasks.drain() == [], "the wait may end besides"
     tasks.receive(Drained("t1"), 0)
     assert tasks.drain() == [Stop("t1", "SIGINT", 3.0)]
     tasks.receive(Exited("t1", Exit(130)), 0)
     status = tasks.statuses()["t1"]
     assert (status.state, status.exit_code, status.error) == (TaskState.SHUTDOWN, 130, "")
+
+
+def test_a_task_that_was_withdrawn_while_it_started_is_not_waited_for_again() -> None:
+    tasks = Tasks()
+    assigned(tasks, task())
+    tasks.receive(Prepared("t1", Sandbox("t1", "x")), 0)
+    tasks.receive(Attached("t1"), 0)
+    assigned(tasks, task(TaskState.SHUTDOWN))
+    tasks.receive(Withdrawn("t1"), 0)
+    tasks.drain()
+    tasks.receive(Started("t1", 42), 0)
+    assert tasks.drain() == [Wait("t1"), Withdraw("t1", 0.0)]
+
+
+def test_a_service_says_how_long_its_connections_drain() -> None:
+    tasks = running()
+    asked = task(TaskState.SHUTDOWN)
+    assigned(tasks, replace(asked, spec=replace(asked.spec, drain_s=30.0)))
+    tasks.drain()
+    tasks.receive(Withdrawn("t1"), 0)
+    assert tasks.drain() == [Drain("t1", 30.0)]
+
+
+def test_a_stop_that_fails_is_tried_again_after_a_pause() -> None:
+    tasks = running()
+    assigned(tasks, task(TaskState.SHUTDOWN))
+    tasks.receive(Withdrawn("t1"), 0)
+    tasks.receive(Drained("t1"), 0)
+    tasks.drain()
+    tasks.receive(Failed("t1", "busy"), 0)
+    assert [type(a) for a in tasks.drain()] == [RetryLater]
+    tasks.receive(RetryDue("t1"), 0)
+    assert [type(a) for a in tasks.drain()] == [Stop]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +198,8 @@ def test_what_is_wanted_while_an_action_is_under_way_counts_when_it_is_done() ->
 def test_a_task_no_longer_assigned_is_stopped_and_removed_and_forgotten() -> None:
     tasks = running()
     assigned(tasks)
+    assert tasks.drain() == [Withdraw("t1", UNASKED_WITHDRAW_S)], "nobody will say that it is withdrawn"
+    tasks.receive(Withdrawn("t1"), 0)
     assert [type(a) for a in tasks.drain()] == [Drain]
     tasks.receive(Drained("t1"), 0)
     assert [type(a) for a in tasks.drain()] == [Stop]
@@ -183,7 +228,7 @@ def test_adopted_tasks_run_on_and_nothing_is_removed_before_the_managers_have_sp
     assert tasks.drain() == [Wait("t1"), Wait("t2")]
     assert state(tasks, "t2") == TaskState.RUNNING
     assigned(tasks, task(observed=TaskState.RUNNING))
-    assert tasks.drain() == [Drain("t2", 1.0)]
+    assert tasks.drain() == [Withdraw("t2", UNASKED_WITHDRAW_S)]
     assert state(tasks) == TaskState.RUNNING
 
 
@@ -231,6 +276,7 @@ EVENTS: list[Event] = [
     Attached("t1"),
     Started("t1", 1),
     Failed("t1", "no"),
+    Withdrawn("t1"),
     Drained("t1"),
     Exited("t1", Exit(1)),
     Exited("t1", Exit(0)),
