@@ -17,18 +17,18 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from typing import TypeVar
 
 from control.etcd import etcd_pb2 as pb
 from control.etcd import txns
-from control.etcd.client import Client, Compacted, EtcdError, LeaseGone, Unavailable
-from control.etcd.mirror import Gap, KeyChange, Listing, Mirror
+from control.etcd.client import CALL_S, WRITE_S, Client, Compacted, EtcdError, LeaseGone, Unavailable
+from control.etcd.listing import claim, read_all, read_head
+from control.etcd.mirror import Gap, KeyChange, Mirror
 from control.etcd.url import EtcdOptions, parse_url
-from control.etcd.wire import FORMAT, TXN_BYTES, Keys, Meta, RowKey, decode_head, decode_meta, encode
+from control.etcd.wire import TXN_BYTES, Keys, RowKey, decode_head, decode_meta
 from control.store import errors
 from control.store.backend import (
     Committed,
@@ -45,26 +45,18 @@ from control.store.backend import (
     Role,
     Status,
 )
-from control.store.errors import BackendFailed, NotLeader, OutcomeUnknown, StoreClosed, StoreError, WrongCluster
+from control.store.errors import BackendFailed, NotLeader, OutcomeUnknown, StoreClosed, StoreError
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # The first contact: whoever starts etcd and meshd together gets this long, then a sentence.
 CONNECT_S = 15.0
-# One call. A transaction takes milliseconds; a quorum that is gone, or a member that hangs, are tried elsewhere.
-CALL_S, WRITE_S = 2.0, 5.0
-# All members are tried at once, then they get some rest. Jittered, so that managers do not come all together.
-RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 # A leader steps down this long before its lease can end: what its loops have begun must be over by then.
 LEASE_MARGIN_S = 0.5
 LEASE_BEATS = 4  # renewals in the life of a lease: three may fail
 # What is under way when the backend is closed gets this long, giving up leadership too.
 CLOSE_S, REVOKE_S = 2.0, 1.0
 MEASURE_S = 30.0
-# Pages of at most 8 MiB (`wire` bounds values).
-ROWS_PER_PAGE, PARTS_PER_PAGE = 120, 15
 
 
 def from_url(url: str, *, cluster_id: str, node_id: str) -> EtcdBackend:
@@ -74,7 +66,7 @@ def from_url(url: str, *, cluster_id: str, node_id: str) -> EtcdBackend:
 
 async def cluster_of(options: EtcdOptions) -> str | None:
     """Id of the cluster whose store is there, None if there is none. Raises BackendFailed."""
-    client, keys = Client(options), Keys(options.prefix)
+    client, keys = Client(options, random.Random()), Keys(options.prefix)
     try:
         async with asyncio.timeout(CONNECT_S):
             found = await client.range(pb.RangeRequest(key=keys.meta), CALL_S)
@@ -102,9 +94,8 @@ class EtcdBackend:
         self, options: EtcdOptions, cluster_id: str, node_id: str, *, rng: random.Random | None = None
     ) -> None:
         self._options, self._cluster_id, self._node_id = options, cluster_id, node_id
-        self._rng = rng or random.Random()
         self._keys = Keys(options.prefix)
-        self._client = Client(options)
+        self._client = Client(options, rng or random.Random())
         self._mirror = Mirror(self._keys)
         self._term = 0  # in which this manager leads, 0 if it does not
         self._last_term = 0
@@ -120,13 +111,11 @@ class EtcdBackend:
         self._sent: deque[_Queued] = deque()  # in a transaction that the watch has not shown yet
         self._work = asyncio.Event()  # there is something to write
         self._turn = asyncio.Event()  # the watch has shown something, or the term is over
-        self._failures = 0  # calls without an answer, in a row
         self._deliver: Deliver | None = None
         self._root: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._stop = asyncio.Event()
         self._error: StoreError | None = None
-        self._message = ""
         self._size_bytes = 0
 
     # --- opening ----------------------------------------------------------------------------------------------------
@@ -136,67 +125,23 @@ class EtcdBackend:
         try:
             try:
                 async with asyncio.timeout(CONNECT_S):
-                    await self._insisting(self._found_cluster)
-                    image = await self._insisting(self._listed)
-                    self._size_bytes = await self._insisting(lambda: self._client.size_bytes(CALL_S))
+                    await self._client.insisting(self._claim)
+                    image = await self._client.insisting(self._read_all)
+                    self._size_bytes = await self._client.insisting(lambda: self._client.size_bytes(CALL_S))
             except (EtcdError, TimeoutError) as error:
-                reason = str(error) or self._message or "no answer"
+                reason = str(error) or self._client.message or "no answer"
                 raise BackendFailed(_unreachable(self._options, reason)) from error
         except BackendFailed as error:
             self._error = error
             await self._client.close()
             raise
-        self._message = ""
         return image
 
-    async def _found_cluster(self) -> None:
-        request = txns.first(self._keys, encode(Meta(FORMAT, self._cluster_id)))
-        response = await self._client.txn(request, WRITE_S)
-        if response.succeeded:
-            return
-        found = response.responses[0].response_range.kvs
-        if not found:
-            raise BackendFailed(f"the keys of the store below {self._options.prefix} in etcd are not complete")
-        meta = decode_meta(found[0].value)
-        if meta.format != FORMAT:
-            raise BackendFailed(f"the store in etcd has format {meta.format}, this version of meshd knows {FORMAT}")
-        if meta.cluster_id != self._cluster_id:
-            raise WrongCluster(
-                f'the prefix {self._options.prefix} in etcd belongs to cluster "{meta.cluster_id}", '
-                f'not to "{self._cluster_id}": use another prefix'
-            )
+    async def _claim(self) -> None:
+        await claim(self._client, self._keys, self._options.prefix, self._cluster_id)
 
-    async def _listed(self) -> Image:
-        """Everything at one revision, into the mirror."""
-        head = await self._client.range(pb.RangeRequest(key=self._keys.head), CALL_S)
-        if not head.kvs or decode_head(head.kvs[0].value).version < self._mirror.version:
-            raise self._went_back()
-        revision = head.header.revision
-        listing = Listing(
-            revision,
-            head.kvs[0].value,
-            head.kvs[0].mod_revision,
-            await self._pages(self._keys.rows, revision, ROWS_PER_PAGE),
-            await self._pages(self._keys.parts, revision, PARTS_PER_PAGE),
-            await self._pages(self._keys.runs, revision, ROWS_PER_PAGE),
-        )
-        return self._mirror.load(listing)
-
-    async def _pages(self, prefix: bytes, revision: int, limit: int) -> list[KeyChange]:
-        found: list[KeyChange] = []
-        start, more = prefix, True
-        while more:
-            page = await self._client.range(txns.page(prefix, start, revision, limit), WRITE_S)
-            found += (KeyChange(kv.key, kv.value, kv.create_revision) for kv in page.kvs)
-            more = page.more and bool(found)
-            start = found[-1].key + b"\0" if found else prefix
-        return found
-
-    def _went_back(self) -> BackendFailed:
-        return BackendFailed(
-            f"the store in etcd is older than what was read from it (version {self._mirror.version}), or gone: after "
-            "a restore of etcd, start all managers anew"
-        )
+    async def _read_all(self) -> Image:
+        return await read_all(self._client, self._keys, self._mirror)
 
     def watch(self, after: int, deliver: Deliver) -> None:
         """See `Backend`."""
@@ -266,12 +211,12 @@ class EtcdBackend:
         unclear = False
         while self._term == fence.term and self._mirror.version < version:
             try:
-                response = await self._attempt(lambda: self._client.txn(request, WRITE_S))
+                response = await self._client.attempt(lambda: self._client.txn(request, WRITE_S))
             except Unavailable:
                 unclear = True  # trying again is safe: the head is compared
                 continue
             except EtcdError as error:
-                self._message = str(error)
+                self._client.message = str(error)
                 if unclear:
                     # An earlier attempt may still come to pass; only the end of the term makes sure that none does.
                     self._resign()
@@ -315,25 +260,19 @@ class EtcdBackend:
     async def _watching(self) -> None:
         while True:
             try:
-                await self._attempt(self._check_continuity)
-                await self._attempt(self._watch_once)
+                await self._client.attempt(partial(read_head, self._client, self._keys, self._mirror))
+                await self._client.attempt(self._watch_once)
             except (Gap, Compacted):
-                await self._insisting(self._reload)
+                await self._client.insisting(self._reload)
             except EtcdError as error:
-                self._message = str(error)
-
-    async def _check_continuity(self) -> None:
-        """A watch on an etcd that was restored from a backup would wait for the future."""
-        found = await self._client.range(pb.RangeRequest(key=self._keys.head), CALL_S)
-        if not found.kvs or decode_head(found.kvs[0].value).version < self._mirror.version:
-            raise self._went_back()
+                self._client.message = str(error)
 
     async def _watch_once(self) -> None:
         events: list[pb.Event] = []
         self._judge()
         async with contextlib.aclosing(self._client.watch(self._keys.root, self._mirror.revision + 1)) as watch:
             async for response in watch:
-                self._failures = 0
+                self._client.answered()
                 events += response.events
                 # A transaction can be split over several answers; all but the newest is complete.
                 newest = events[-1].kv.mod_revision if response.fragment and events else 0
@@ -369,7 +308,7 @@ class EtcdBackend:
     async def _reload(self) -> None:
         """The watch cannot go on: all of it anew. Commits of ours that are in it have happened."""
         before = self._mirror.version
-        image = await self._listed()
+        image = await self._read_all()
         own = deque(queued for queued in self._sent if queued.proposal.version <= image.version)
         if own and self._term == self._mirror.term and own[-1].proposal.version == image.version:
             for queued in own:
@@ -417,9 +356,9 @@ class EtcdBackend:
     async def _campaigning(self) -> None:
         while True:
             try:
-                await self._attempt(self._stand)
+                await self._client.attempt(self._stand)
             except EtcdError as error:
-                self._message = str(error)
+                self._client.message = str(error)
                 continue
             await self._hold()
             lease, self._lease, self._lease_end_s = self._lease, 0, 0.0
@@ -457,40 +396,13 @@ class EtcdBackend:
                 return
             sent_s = now_s()
             try:
-                ttl_s = await self._attempt(partial(self._client.keep_alive, self._lease, min(beat_s, left_s)))
+                ttl_s = await self._client.attempt(partial(self._client.keep_alive, self._lease, min(beat_s, left_s)))
             except LeaseGone:
                 return
             except EtcdError:
                 continue
             if not self._give_up.is_set():
                 self._lease_end_s = sent_s + ttl_s - LEASE_MARGIN_S
-
-    # --- calls ------------------------------------------------------------------------------------------------------
-
-    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One call. If no answer comes, the next one goes to another member, after a pause."""
-        used = None
-        try:
-            used = self._client.channel
-            result = await call()
-        except Unavailable as error:
-            self._message = f"etcd at {used.endpoint if used is not None else 'no endpoint'}: {error}"
-            await self._client.turn_from(used)
-            self._failures += 1
-            rounds = self._failures // len(self._options.endpoints)
-            pause_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(rounds, 16))
-            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1))
-            raise
-        self._failures = 0
-        self._message = ""
-        return result
-
-    async def _insisting(self, call: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await self._attempt(call)
-            except (Unavailable, Compacted):
-                continue
 
     async def _measuring(self) -> None:
         while True:
@@ -506,9 +418,10 @@ class EtcdBackend:
             raise self._error
         try:
             async with asyncio.timeout(CALL_S * len(self._options.endpoints)):
-                found = await self._insisting(lambda: self._client.range(pb.RangeRequest(key=self._keys.head), CALL_S))
+                request = pb.RangeRequest(key=self._keys.head)
+                found = await self._client.insisting(lambda: self._client.range(request, CALL_S))
         except (EtcdError, TimeoutError) as error:
-            raise OutcomeUnknown(_unreachable(self._options, str(error) or self._message)) from error
+            raise OutcomeUnknown(_unreachable(self._options, str(error) or self._client.message)) from error
         return decode_head(found.kvs[0].value).version if found.kvs else 0
 
     def members(self) -> tuple[Member, ...]:
@@ -524,7 +437,7 @@ class EtcdBackend:
             role = "failed"
         elif self._closing is not None:
             role = "closed"
-        message = str(self._error) if self._error is not None else self._message
+        message = str(self._error) if self._error is not None else self._client.message
         return Status(role, self._last_term, self._mirror.version, self._leader or "", self._size_bytes, message)
 
     # --- the end ----------------------------------------------------------------------------------------------------

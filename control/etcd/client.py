@@ -8,7 +8,8 @@ must be linearizable are, and writes compare revisions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,14 @@ from control.etcd import etcd_pb2 as pb
 from control.etcd.url import EtcdOptions, Tls
 from control.etcd.wire import end_of
 
+T = TypeVar("T")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+# One call. A transaction takes milliseconds; a quorum that is gone, or a member that hangs, are tried elsewhere.
+CALL_S, WRITE_S = 2.0, 5.0
+# All members are tried at once, then they get some rest, up to 1.6 s; jittered, so that managers do not come together.
+RETRY_MIN_S, RETRY_DOUBLINGS = 0.05, 5
 # etcd answers nothing larger: watches are fragmented at 2 MiB, pages of rows and parts are 8 MiB at most.
 _RECEIVE_MAX = 16 * 1024 * 1024
 # etcd closes connections whose clients ask for signs of life more often than every 5 s.
@@ -93,7 +99,6 @@ class Channel:
             self._channel = grpc.aio.secure_channel(endpoint, _credentials(tls), options=options)
         self.range = self._unary("KV/Range", pb.RangeRequest, pb.RangeResponse)
         self.txn = self._unary("KV/Txn", pb.TxnRequest, pb.TxnResponse)
-        self.delete = self._unary("KV/DeleteRange", pb.DeleteRangeRequest, pb.DeleteRangeResponse)
         self.grant = self._unary("Lease/LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse)
         self.revoke = self._unary("Lease/LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse)
         self.status = self._unary("Maintenance/Status", pb.StatusRequest, pb.StatusResponse)
@@ -130,10 +135,12 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
 class Client:
     """Calls to whichever member is in use. All raise EtcdError."""
 
-    def __init__(self, options: EtcdOptions) -> None:
-        self._options = options
+    def __init__(self, options: EtcdOptions, rng: random.Random) -> None:
+        self._options, self._rng = options, rng
         self._at = 0
         self._channel: Channel | None = None
+        self._failures = 0  # in a row
+        self.message = ""  # what is wrong now
 
     @property
     def channel(self) -> Channel:
@@ -150,6 +157,35 @@ class Client:
             self._channel = None
             if used is not None:
                 await used.close()
+
+    async def attempt(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call. If no answer comes, the next one goes to another member, after a pause."""
+        used = None
+        try:
+            used = self.channel
+            result = await call()
+        except Unavailable as error:
+            self.message = f"etcd at {used.endpoint}: {error}" if used is not None else str(error)
+            await self.turn_from(used)
+            self._failures += 1
+            rounds = min(self._failures // len(self._options.endpoints), RETRY_DOUBLINGS)
+            await asyncio.sleep(RETRY_MIN_S * 2**rounds * self._rng.uniform(0.5, 1))
+            raise
+        self.answered()
+        return result
+
+    async def insisting(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call until there is an answer. What was compacted meanwhile is asked for anew."""
+        while True:
+            try:
+                return await self.attempt(call)
+            except (Unavailable, Compacted):
+                continue
+
+    def answered(self) -> None:
+        """The member in use is well."""
+        self._failures = 0
+        self.message = ""
 
     async def close(self) -> None:
         """End all calls."""
@@ -200,10 +236,6 @@ class Client:
         """Of the member's database on disk."""
         response: pb.StatusResponse = await _call(self.channel.status, pb.StatusRequest(), timeout_s)
         return response.dbSize
-
-    async def delete(self, key: bytes, timeout_s: float) -> None:
-        """Remove one key."""
-        await _call(self.channel.delete, pb.DeleteRangeRequest(key=key), timeout_s)
 
     async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[pb.WatchResponse, None]:
         """Everything below `prefix` from a revision on, without end. Raises Compacted, Unavailable."""

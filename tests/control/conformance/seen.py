@@ -109,14 +109,15 @@ def delete(id_: str, expected: int, kind: str = "k") -> RowChange:
 
 async def outcome(future: asyncio.Future) -> str:
     """The name of the error, or "done". Any other error than a StoreError is a failure of the test."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            await asyncio.shield(future)
-    except StoreError as error:
-        assert str(error)
-        assert "\n" not in str(error)
-        return type(error).__name__
-    return "done"
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait([future])
+    error = future.exception()
+    if error is None:
+        return "done"
+    assert isinstance(error, StoreError)
+    assert str(error)
+    assert "\n" not in str(error), "errors are one sentence"
+    return type(error).__name__
 
 
 def names(seen: Seen) -> list[str]:

@@ -183,7 +183,7 @@ async def test_a_leader_that_is_cut_off_steps_down_and_is_fenced(world):
     assert new.term > term
     # By the time somebody else leads, it does not: its loops cannot act on what is no longer so.
     assert leader.term is None
-    assert set([await outcome(f) for f in under_way]) <= {"OutcomeUnknown", "NotLeader"}
+    assert {await outcome(f) for f in under_way} <= {"OutcomeUnknown", "NotLeader"}
     assert all(told), "a commit failed before Following was delivered"
     assert await outcome(leader.commit(put("late"), term=term)) == "NotLeader"
     assert await outcome(new.commit(put("b"))) == "done"

@@ -4,7 +4,7 @@ A new backend joins with one class below and its name in `WORLDS`. `can` says wh
 
     kill       `child(i)` is a command that runs manager i as a process of its own (see child.py), to be killed
     several    there are three managers; `open(i)` gives each its backend
-    cut        `cut(i)` takes manager i's contact with the others (or with what keeps the state), `heal(i)` gives it back,
+    cut        `cut(i)` takes manager i's contact with the others (or what keeps the state), `heal(i)` gives it back,
                `drop(i)` breaks its connections, so that what is under way on them does not arrive later
     forget     `forget_history()` makes everybody who is behind get the whole state instead of the commits
     refuse     `refuse(i)` makes the next write of manager i certainly fail, `accept(i)` ends that
@@ -124,7 +124,7 @@ class Proxy:
 
     async def start(self) -> str:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return "127.0.0.1:%d" % self.server.sockets[0].getsockname()[1]
+        return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.add(writer)
