@@ -19,9 +19,9 @@ from pathlib import Path
 from control.manager import ManagerError
 from control.model import NodeDescription
 from dns.service import NameServer
+from mesh import machine
 from mesh.agent.agent import Doors
 from mesh.config import Config, ConfigError, load_config
-from mesh.daemon import machine
 from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
 from mesh.daemon.notify import notify, watchdog_interval_s

@@ -28,12 +28,12 @@ from control.rpc.control_pb2_grpc import (
     add_LocalServicer_to_server,
 )
 from control.token import TokenError, parse_token
+from mesh import machine
 from mesh.agent.agent import Agent, Doors
 from mesh.agent.agent import Identity as AgentIdentity
 from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
-from mesh.daemon import machine
 from mesh.daemon.identity import Identity
 from mesh.daemon.local import ControlGate, LocalService, StateError
 from mesh.metrics import Metrics

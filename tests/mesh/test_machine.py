@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from mesh.daemon.machine import AddressError, HostAddress, choose_address, parse_memory, parse_routes
+from mesh.machine import AddressError, HostAddress, choose_address, parse_memory, parse_routes
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t0100420A\t0003\t0\t0\t0\t00000000\t0\t0\t0
