@@ -32,7 +32,7 @@ from dns.plan import DEFAULT_TTL_S, Address, DnsPlan, Listener
 from dns.records import parse_records, records_zone
 from dns.resolver import Explanation, Line, Resolver, dump
 from dns.server import Server
-from dns.upstreams import FILE_MAX, Upstream, parse_resolv_conf, parse_upstream
+from dns.upstreams import BEHIND_STUB, FILE_MAX, STUBS, Upstream, parse_resolv_conf, parse_upstream
 
 log = logging.getLogger(__name__)
 
@@ -69,26 +69,42 @@ class Status:
 
 @dataclass(slots=True)
 class _Upstreams:
-    """Where the addresses of other servers come from: fixed ones, or resolv.conf, read again when it changes."""
+    """Where the addresses of other servers come from: fixed ones, or resolv.conf, read again when it changes.
 
-    path: str
+    Where resolv.conf names only the stub of systemd-resolved, those behind it are asked: the stub may be set to ask us.
+    """
+
+    _file: _File
+    _behind_stub: _File
     fixed: tuple[Upstream, ...] = ()
-    _seen: tuple[int, int, int] | None = None
-    _found: tuple[Upstream, ...] = ()
 
     def read(self) -> tuple[Upstream, ...]:
         """The servers as of now."""
         if self.fixed:
             return self.fixed
-        try:
+        found = self._file.read()
+        if found and all(server.address in STUBS for server in found):
+            return self._behind_stub.read() or found
+        return found
+
+
+@dataclass(slots=True)
+class _File:
+    """One resolv.conf, read again when it changes."""
+
+    path: str
+    _seen: tuple[int, int, int] | None = None
+    _found: tuple[Upstream, ...] = ()
+
+    def read(self) -> tuple[Upstream, ...]:
+        """What it says; while it is being replaced, or gone, what it said last."""
+        with contextlib.suppress(OSError):
             stat = os.stat(self.path)
             seen = stat.st_ino, stat.st_mtime_ns, stat.st_size
             if seen != self._seen:
                 with open(self.path, "rb") as file:
                     self._found = parse_resolv_conf(file.read(FILE_MAX).decode("utf-8", "replace"))
                 self._seen = seen
-        except OSError:
-            pass  # it is being replaced, or gone: what it said last is the best there is
         return self._found
 
 
@@ -144,7 +160,9 @@ class NameServer:
         """
         if not 1 <= processes <= PROCESSES_MAX:
             raise ValueError(f"1 to {PROCESSES_MAX} processes can serve names, not {processes}")
-        self._upstreams = _Upstreams(resolv_conf, tuple(map(parse_upstream, upstreams)))
+        self._upstreams = _Upstreams(
+            _File(resolv_conf), _File(BEHIND_STUB), fixed=tuple(map(parse_upstream, upstreams))
+        )
         self._servers = self._upstreams.read()
         self._plan = DnsPlan()
         self._generation = 0

@@ -15,6 +15,9 @@ from dns.plan import Address
 PORT = 53
 # As many as libc reads. Who is asked fourth answers a client that has given up.
 UPSTREAMS_MAX = 3
+# Where systemd-resolved answers, and the file in which it lists whom it asks (systemd-resolved(8)).
+STUBS = frozenset({"127.0.0.53", "127.0.0.54"})
+BEHIND_STUB = "/run/systemd/resolve/resolv.conf"
 # A file longer than this is no resolver configuration.
 FILE_MAX = 64 * 1024
 

@@ -182,7 +182,16 @@ class Config:
         default=(), metadata=_key(_upstreams, "servers for other names; empty: those of resolv_conf")
     )
     resolv_conf: str = field(default="/etc/resolv.conf", metadata=_key(_path, "the machine's resolver configuration"))
+    dns_listen: str = field(
+        default="127.0.0.153:53",
+        metadata=_key(_listen_or_none, "ADDRESS:PORT where this machine asks for *.mesh; empty: nowhere"),
+    )
     node_name: str = field(default=FALLBACK_NAME, metadata=_key(_node_name, "what this node is called; its host name"))
+
+    def dns_address(self) -> tuple[str, int] | None:
+        """`dns_listen` as (address, port); None for nowhere."""
+        host, port = _split_host(self.dns_listen)
+        return (host, int(port)) if port else None
 
 
 KEYS: tuple[str, ...] = tuple(f.name for f in fields(Config))

@@ -89,8 +89,10 @@ class Agent:
         netns_dir: str,
         metrics: Metrics,
         wall_ms: Callable[[], int],
+        dns_listen: tuple[str, int] | None = None,
     ) -> None:
         self.identity = identity
+        self._dns_listen = dns_listen
         self._doors, self._netns_dir, self._wall_ms = doors, netns_dir, wall_ms
         self._file = state_dir / "assignments"
         self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
@@ -180,6 +182,7 @@ class Agent:
             netns_dir=self._netns_dir,
             assignments=self.session.assignments,
             tasks=dict(self.tasks.local()),
+            dns_listen=self._dns_listen,
         )
 
     def _plan(self) -> tuple[NodePlan, int]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Literal
 
 from control.assignment import Endpoint, Peer, ServiceEntry
@@ -245,9 +245,12 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             if endpoint.node_id == view.node_id:
                 homes[endpoint.task_id].append(endpoint)
     return DnsPlan(
-        listeners=tuple(
-            Listener(f"{view.netns_dir}/{names.router_netns(n.record.id)}", n.gateway, DNS_PORT, n.record.id)
-            for n in nets
+        listeners=(
+            *_host_listener(view),
+            *(
+                Listener(f"{view.netns_dir}/{names.router_netns(n.record.id)}", n.gateway, DNS_PORT, n.record.id)
+                for n in nets
+            ),
         ),
         networks=tuple(
             NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), n.subnet)
@@ -263,6 +266,13 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             for e in home
         },
     )
+
+
+def _host_listener(view: View) -> tuple[Listener, ...]:
+    if view.dns_listen is None:
+        return ()
+    address, port = view.dns_listen
+    return (Listener(None, ip_address(address), port, None),)
 
 
 def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:
@@ -284,4 +294,7 @@ def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:
                 for endpoint in net.endpoints
                 if endpoint.service_id == service.service_id
             ),
+            ttl_s=service.names.ttl_s,
+            ports=tuple((port.name, port.protocol, port.port) for port in service.named_ports),
+            local_first=service.names.local_first,
         )

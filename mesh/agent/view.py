@@ -76,3 +76,4 @@ class View:
     netns_dir: str
     assignments: Assignments
     tasks: Mapping[str, LocalTask]  # own tasks by id
+    dns_listen: tuple[str, int] | None = None  # where the host asks for names

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import click
 
+from mesh.cli.dns_setup import setup
 from mesh.cli.errors import Failure
 from mesh.cli.lazy import AliasedGroup
 from mesh.cli.options import DURATION, Parsed
@@ -66,6 +67,9 @@ def dump(session: Session, format_: str) -> None:
     rows = [Record(Network=one.network, Name=one.name, Type=one.type, Value=one.value, Why=one.why) for one in found]
     objects = [{key.lower(): value for key, value in row.items()} for row in rows]
     print_list(ListOptions(format_, quiet=False, no_trunc=True, filters={}), Listing(_DUMP, rows, objects, _DUMP_MORE))
+
+
+dns.add_command(setup)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -126,6 +126,7 @@ class Node:
                     self.config.netns_dir,
                     self.metrics,
                     self._wall_ms,
+                    self.config.dns_address(),
                 )
                 group.create_task(self._agent.run())
                 group.create_task(self._until_left(self._agent))

@@ -156,6 +156,9 @@ class FakeDaemon(ControlServicer, LocalServicer):
 
     objects: dict[str, Object] = field(default_factory=dict)
     info: pb.InfoReply = field(default_factory=manager_info)
+    dns_reply: pb.DnsQueryReply = field(default_factory=pb.DnsQueryReply)
+    dns_asked: pb.DnsQueryRequest | None = None
+    dns_names: list[pb.DnsName] = field(default_factory=list)
     refuse: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
     refuse_once: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
     before: Callable[[str], None] = lambda _: None
@@ -271,6 +274,15 @@ class FakeDaemon(ControlServicer, LocalServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f'no task "{request.reference}" runs on this node')
         task_id, pid = self.processes[request.reference]
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+    def DnsQuery(self, request: pb.DnsQueryRequest, context: grpc.ServicerContext) -> pb.DnsQueryReply:
+        self._begin("DnsQuery", request, context)
+        self.dns_asked = request
+        return self.dns_reply
+
+    def DnsDump(self, request: pb.DnsDumpRequest, context: grpc.ServicerContext) -> Iterator[pb.DnsDumpReply]:
+        self._begin("DnsDump", request, context)
+        yield pb.DnsDumpReply(names=self.dns_names)
 
 
 def _names(obj: Object) -> set[str]:
