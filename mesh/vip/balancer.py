@@ -121,7 +121,7 @@ def _members(group: Group) -> frozenset[tuple[int, int | None]]:
 
 
 def _observed(key: ServiceKey, slots: Mapping[Atom, int]) -> ObservedService:
-    addresses = {IPv4Address(one): count for one, count in slots.items()}
+    addresses = maps.by_address(slots)
     if len(key) == 1:
         return ObservedService(IPv4Address(key[0]), None, None, addresses)
     address, protocol, port = key

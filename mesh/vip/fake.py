@@ -63,5 +63,5 @@ def _observed(router: RouterPlan) -> list[ObservedService]:
     return [
         ObservedService(service.address, service.protocol, service.port, slots)
         for service in maps.merged(router.services).values()
-        if (slots := {IPv4Address(one): count for one, count in maps.shares(service.backends).items()})
+        if (slots := maps.by_address(maps.shares(service.backends)))
     ]

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from mesh.vip.maps import PROTOCOL_NUMBER
-from mesh.vip.plan import PublishedPort, RouterPlan, VipPlan
+from mesh.vip.plan import Address, PublishedPort, RouterPlan, VipPlan
 from mesh.vip.rules import Chain, Hook, Key, Kind, Map, Table
 
 # Routes and rules of ours carry this protocol number (rtnetlink(7)); `overlay` has the one before.
@@ -67,12 +67,12 @@ _REFUSED = Chain(
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
-def service_addresses(router: RouterPlan) -> frozenset[IPv4Address]:
+def service_addresses(router: RouterPlan) -> frozenset[Address]:
     """Addresses at which the router itself serves nobody."""
     return frozenset({router.uplink_address, *(s.address for s in router.services)})
 
 
-def vips(router: RouterPlan) -> frozenset[IPv4Address]:
+def vips(router: RouterPlan) -> frozenset[Address]:
     """The addresses that must be routed to the router itself; the uplink address is one without our doing."""
     return service_addresses(router) - {router.uplink_address}
 

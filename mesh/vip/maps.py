@@ -26,10 +26,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from ipaddress import IPv4Address
 from math import gcd
 from typing import Final
 
-from mesh.vip.plan import Backend, Protocol, VirtualService
+from mesh.vip.plan import Address, Backend, Protocol, VirtualService
 from mesh.vip.rules import Atom, Chain, Edit, Elements, Hook, Key, Kind, Map, Table
 
 PROTOCOL_NUMBER: Final[dict[Protocol, int]] = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -227,6 +228,11 @@ def _translations(key: ServiceKey, size: int) -> tuple[str, ...]:
     fields, slots = ("ip daddr", ANY_TO) if len(key) == 1 else ("ip daddr . ip protocol . th dport", PORT_TO)
     rule = f"dnat ip to {fields} . numgen inc mod {size} map @{slots.name}"
     return (rule,) if size == 1 else (rule, f"goto {_family(key).name}1")
+
+
+def by_address(slots: Mapping[Atom, int]) -> dict[Address, int]:
+    """Counts of slots by address instead of by number."""
+    return {IPv4Address(one): count for one, count in slots.items()}
 
 
 def targets(wanted: Mapping[ServiceKey, Group]) -> dict[ServiceKey, dict[Atom, int]]:

@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 Protocol = Literal["tcp", "udp", "sctp"]
+Address = IPv4Address | IPv6Address
+# How a service's connections are spread: in turn (rr; wrr by weight), to the backend with the fewest (lc; wlc by
+# weight), by a hash of the client's address (sh), by one that moves few clients when a backend changes (mh).
+Scheduler = Literal["rr", "wrr", "lc", "wlc", "sh", "mh"]
+
+# How long a connection may be silent and is still known: above the 7200 s after which Linux sends its first keepalive
+# (net.ipv4.tcp_keepalive_time), plus its 9 probes of 75 s each, plus some. Swarm mode cuts at 900 s.
+DEFAULT_IDLE_S = 8100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A task behind a virtual service. Weight 0: established connections go on, new ones go elsewhere."""
 
-    address: IPv4Address
+    address: Address
     weight: int = 1
 
 
@@ -29,14 +37,17 @@ class VirtualService:
 
     A service's VIP takes every protocol and port and keeps the port (`protocol`, `port`, `target_port` are None). A
     published port is one protocol and port on the router's uplink address, sent to `target_port`. Without a backend of
-    positive weight, connections are refused at once.
+    positive weight, connections are refused at once. A service that has addresses of both families is two of these.
     """
 
-    address: IPv4Address
+    address: Address  # its backends are of the same family
     protocol: Protocol | None
     port: int | None
     target_port: int | None
     backends: tuple[Backend, ...]
+    scheduler: Scheduler = "rr"
+    affinity_s: float = 0.0  # how long a client without connections is remembered by its backend; 0: not at all
+    idle_s: float = DEFAULT_IDLE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class ReturnPath:
     node_number: int  # also the connection mark
     router_mac: str  # its router's MAC on this network's VXLAN
     router_address: IPv4Address  # its router's address there
+    router_address6: IPv6Address | None = None  # likewise; needed where the network has a `subnet6`
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +71,12 @@ class RouterPlan:
     uplink_device: str  # in the router, towards the host
     uplink_address: IPv4Address  # the router's own address on the uplink
     masquerade: bool  # whether tasks may reach the world (not for internal networks)
-    local_tasks: tuple[IPv4Address, ...]  # for hairpin connections
+    local_tasks: tuple[Address, ...]  # for hairpin connections
     return_paths: tuple[ReturnPath, ...]
     services: tuple[VirtualService, ...]
+    subnet6: IPv6Network | None = None  # with the next two: the network speaks IPv6 as well
+    gateway6: IPv6Address | None = None
+    uplink_address6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,8 @@ class PublishedPort:
     port: int
     router_address: IPv4Address
     uplink_device: str  # in the host namespace
+    router_address6: IPv6Address | None = None  # None: not published over IPv6
+    addresses: tuple[Address, ...] = ()  # only on these addresses of the host; none: on all
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +111,10 @@ class Report:
 class ObservedService:
     """A virtual service as a kernel has it: the share of new connections of each backend, in slots."""
 
-    address: IPv4Address
+    address: Address
     protocol: Protocol | None
     port: int | None
-    slots: Mapping[IPv4Address, int]
+    slots: Mapping[Address, int]
 
 
 @dataclass(frozen=True, slots=True)
