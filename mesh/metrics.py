@@ -1,10 +1,11 @@
 """Counters and gauges of the daemon, and their Prometheus text form (exposition format 0.0.4).
 
-Deliberately small: there are no labels, so nothing that comes from outside can make it grow.
+Deliberately small: the only label is `what`, with names of our own, so nothing that comes from outside can make it grow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -31,10 +32,19 @@ class Gauge:
 
 
 @dataclass(slots=True)
+class Table:
+    """Numbers that a part of the daemon keeps itself, by name; they only grow, but for its restarts."""
+
+    name: str
+    help: str
+    read: Callable[[], Mapping[str, float]]
+
+
+@dataclass(slots=True)
 class Metrics:
     """All metrics of one process."""
 
-    _all: dict[str, Counter | Gauge] = field(default_factory=dict)
+    _all: dict[str, Counter | Gauge | Table] = field(default_factory=dict)
 
     def counter(self, name: str, text: str) -> Counter:
         """The counter of that name; it ends in `_total`. Made at the first call."""
@@ -48,14 +58,18 @@ class Metrics:
         assert isinstance(made, Gauge), name
         return made
 
+    def table(self, name: str, text: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Numbers to be read when they are asked for, under one name with a label `what`. Replaces an earlier one."""
+        self._all[name] = Table(name, text, read)
+
     def render(self) -> str:
         """The text that Prometheus scrapes."""
         lines: list[str] = []
         for metric in self._all.values():
-            kind = "counter" if isinstance(metric, Counter) else "gauge"
-            lines += [
-                f"# HELP {metric.name} {metric.help}",
-                f"# TYPE {metric.name} {kind}",
-                f"{metric.name} {metric.value:g}",
-            ]
+            kind = "gauge" if isinstance(metric, Gauge) else "counter"
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {kind}"]
+            if isinstance(metric, Table):
+                lines += [f'{metric.name}{{what="{what}"}} {value:g}' for what, value in sorted(metric.read().items())]
+            else:
+                lines.append(f"{metric.name} {metric.value:g}")
         return "\n".join(lines) + "\n"

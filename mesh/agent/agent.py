@@ -101,6 +101,7 @@ class Agent:
         self.reconciler = Reconciler(
             doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics
         )
+        metrics.table("meshd_dns_total", "What the name server did", lambda: doors.name_server.status().counters)
         self._group: asyncio.TaskGroup | None = None
         self._save = asyncio.Event()
         self._leaving = False

@@ -297,7 +297,7 @@ def test_mutated_packets_neither_raise_nor_grow() -> None:
     made, rng = resolver(), random.Random(3)
     view = made.view(WEB)
     seeds = [asked("api"), asked("tasks.spread", edns=True), asked("_http._tcp.api", "SRV"), asked("a.org", edns=True)]
-    for _ in range(20_000):
+    for _ in range(100_000):
         data = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(len(data))] = rng.choice((0, 1, 2, 0x3F, 0x40, 0xC0, 0xFF, rng.randrange(256)))
@@ -306,7 +306,7 @@ def test_mutated_packets_neither_raise_nor_grow() -> None:
             assert answer[:2] == data[:2]
             assert answer[2] & 0x80
             assert len(answer) <= 1232
-    assert len(view.hot) < 20_000
+    assert len(view.hot) < 20_000, "bounded, however many are asked"
     assert sum(map(len, view.rotations.values())) < 100
 
 

@@ -63,6 +63,17 @@ def test_readiness_is_told_to_the_service_manager(tmp_path: Path, monkeypatch: p
     notify("STOPPING=1")  # nobody listens: no error
 
 
+def test_what_the_name_server_counts_is_read_when_it_is_asked_for() -> None:
+    metrics, counters = Metrics(), {"queries_udp": 1}
+    metrics.table("meshd_dns_total", "What the name server did", lambda: counters)
+    counters["queries_udp"] = 7
+    assert metrics.render().splitlines() == [
+        "# HELP meshd_dns_total What the name server did",
+        "# TYPE meshd_dns_total counter",
+        'meshd_dns_total{what="queries_udp"} 7',
+    ]
+
+
 async def test_metrics_are_served_and_junk_is_refused() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
