@@ -1,6 +1,6 @@
 """Counters and gauges of the daemon, and their Prometheus text form (exposition format 0.0.4).
 
-Deliberately small: the only label is `what`, with names of our own, so nothing that comes from outside can make it grow.
+Deliberately small: the only label is `what`, with names of our own: nothing that comes from outside makes it grow.
 """
 
 from __future__ import annotations
