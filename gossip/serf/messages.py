@@ -140,6 +140,19 @@ class Vote(Message, frozen=True):
     address: Address | None
 
 
+class NodeFilter(Message, frozen=True):
+    """Meant are the nodes of these names."""
+
+    names: frozenset[str]
+
+
+class TagFilter(Message, frozen=True):
+    """Meant are the nodes whose tag matches the expression somewhere."""
+
+    tag: str
+    expression: str
+
+
 AnyMessage = Leave | Join | UserEvent | Query | QueryResponse | Relay | PushPull | KeyRequest | KeyResponse | Vote
 
 
@@ -375,17 +388,17 @@ def encode_filters(nodes: Sequence[str], tags: Mapping[str, str]) -> tuple[bytes
     return tuple(filters)
 
 
-def decode_filter(data: bytes) -> tuple[str, ...] | tuple[str, str, None]:
-    """Names of one filter, or (tag, expression, None). Raises BadMessage."""
+def decode_filter(data: bytes) -> NodeFilter | TagFilter:
+    """One filter of a query. Raises BadMessage."""
     match data[0]:
         case 0:
             names = unpack(data[1:])
             if not isinstance(names, list):
                 raise BadMessage("filter by name")
-            return tuple(as_text(name) for name in names)
+            return NodeFilter(frozenset(as_text(name) for name in names))
         case 1:
             fields = Fields(unpack(data[1:]))
-            return fields.text(b"Tag"), fields.text(b"Expr"), None
+            return TagFilter(fields.text(b"Tag"), fields.text(b"Expr"))
         case other:
             raise BadMessage(f"filter of type {other}")
 
