@@ -1,8 +1,8 @@
 """What goes out to one peer: a lane for what is urgent and one for appends, each a connection with a bounded queue.
 
-Tasks: one per lane, in the TaskGroup that `Link.run` owns; while connected, a lane has a reader (which only waits for
-the end) and a writer. Raft sends everything again that does not arrive, so nothing is kept over a break: what waits is
-dropped, and reported.
+Tasks: one per lane, and one for its connection, in the TaskGroup that `Link.run` owns; the connection has a reader
+(which only waits for the end) and a writer. Raft sends everything again that does not arrive, so nothing is kept over
+a break: what waits is dropped, and reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_MESSAGES = 512
 BATCH_BYTES = {Lane.URGENT: 64 * 1024, Lane.BULK: 1024 * 1024}
 # Between attempts to connect. A manager that restarts is back in a second; jitter keeps the others from coming at once.
 RETRY_MIN_S, RETRY_DOUBLINGS = 0.05, 5
-# Raft wants to know that a peer is away, not how often.
+# Raft wants to know that messages are dropped, not how many. A break is always reported.
 REPORT_S = 0.1
 
 Broken = (OSError, EOFError, TimeoutError, BadBytes, Unwelcome, ssl.SSLError)
@@ -136,14 +136,14 @@ class Link(Generic[M]):
         reason = self._queues[lane].put(message)
         if reason:
             self._counters.dropped[reason] += 1
-            self._report()
+            if asyncio.get_running_loop().time() - self._reported_s >= REPORT_S:
+                self._report()
         return not reason
 
     def _report(self) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() - self._reported_s >= REPORT_S:
-            self._reported_s = loop.time()
-            loop.call_soon(self._unreachable, self.node_id)
+        self._reported_s = loop.time()
+        loop.call_soon(self._unreachable, self.node_id)
 
     def configure(self, address: str) -> None:
         """As `set_peers` says."""
@@ -168,8 +168,8 @@ class Link(Generic[M]):
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep(Lane.URGENT))
-            group.create_task(self._keep(Lane.BULK))
+            group.create_task(self._keep(group, Lane.URGENT))
+            group.create_task(self._keep(group, Lane.BULK))
 
     async def open(self, lane: Lane) -> Connection:
         """A new connection. Raises one of `Broken`."""
@@ -192,7 +192,7 @@ class Link(Generic[M]):
         except TimeoutError:
             return
 
-    async def _keep(self, lane: Lane) -> None:
+    async def _keep(self, group: asyncio.TaskGroup, lane: Lane) -> None:
         """Stay connected."""
         queue, failures = self._queues[lane], 0
         while True:
@@ -204,18 +204,24 @@ class Link(Generic[M]):
                 await self.pause(failures)
                 continue
             failures = 0
-            queue.open = True
-            self._turned(lane, connected=True)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._write(connection, queue))
-                    group.create_task(_until_closed(connection))
-            except* Broken as errors:
-                self._problem = f"the connection to manager {self.node_id} broke: {said(errors.exceptions[0])}"
-            finally:
-                connection.close()
-                self._lost(lane, queue)
+            # In a task of its own: a task whose TaskGroup has failed counts as cancelled ever after in Python 3.11, and
+            # its next time-out would end it.
+            await asyncio.wait([group.create_task(self._use(connection, lane, queue))])
             await self.pause(failures)
+
+    async def _use(self, connection: Connection, lane: Lane, queue: LaneQueue[M]) -> None:
+        """Until it breaks."""
+        queue.open = True
+        self._turned(lane, connected=True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(connection, queue))
+                group.create_task(_until_closed(connection))
+        except* Broken as errors:
+            self._problem = f"the connection to manager {self.node_id} broke: {said(errors.exceptions[0])}"
+        finally:
+            connection.close()
+            self._lost(lane, queue)
 
     async def _write(self, connection: Connection, queue: LaneQueue[M]) -> None:
         while True:

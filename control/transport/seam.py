@@ -58,7 +58,7 @@ class Handler(Protocol[M_contra]):
         """Messages of a peer, in the order in which they were sent on their lane."""
 
     def report_unreachable(self, node_id: str) -> None:
-        """A message was dropped, or could be lost. At most once in REPORT_S for each peer."""
+        """A connection broke, or a message was dropped (told at most once in REPORT_S)."""
 
     def report_snapshot(self, node_id: str, ok: bool) -> None:
         """A snapshot that `send_snapshot` took has arrived whole, or will not."""

@@ -1,6 +1,6 @@
 """How many small messages a second two transports in one process, on one core, bring across loopback.
 
-    taskset -c 1 .venv/bin/python -m tests.bench.raft_transport.run
+taskset -c 1 .venv/bin/python -m tests.bench.raft_transport.run
 """
 
 import asyncio

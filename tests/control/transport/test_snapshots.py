@@ -117,7 +117,9 @@ def test_acknowledgements_neither_go_back_nor_ahead():
         sending.receive(Kind.RESULT, encode(Result(True)))
 
 
-@pytest.mark.parametrize("offer", [Offer(0, bytes(32), b""), Offer(SNAPSHOT_BYTES_MAX + 1, bytes(32), b""), Offer(9, b"", b"")])
+@pytest.mark.parametrize(
+    "offer", [Offer(0, bytes(32), b""), Offer(SNAPSHOT_BYTES_MAX + 1, bytes(32), b""), Offer(9, b"", b"")]
+)
 def test_offers_that_are_refused(offer):
     with pytest.raises(BadBytes, match="offer"):
         Receiving().receive(Kind.OFFER, encode(offer))

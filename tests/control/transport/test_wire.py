@@ -39,7 +39,8 @@ def test_a_hello_comes_back():
 
 
 @pytest.mark.parametrize(
-    ("at", "byte", "reason"), [(0, b"X", "magic"), (5, b"\x09", "version"), (6, b"\xff", "length"), (9, b"\0", "checksum")]
+    ("at", "byte", "reason"),
+    [(0, b"X", "magic"), (5, b"\x09", "version"), (6, b"\xff", "length"), (9, b"\0", "checksum")],
 )
 def test_a_bad_preamble(at, byte, reason):
     data = bytearray(preamble(HELLO))
