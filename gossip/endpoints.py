@@ -1,7 +1,7 @@
 """Endpoint state of each node's own tasks, spread among nodes: whole snapshots, the newest wins. Pure; `now` passed in.
 
 Each node is the only writer of its own `Snapshot`, numbered (epoch, version): the epoch grows with every boot, the
-version with every change. What is absent is gone, so there are no tombstones and nothing can be resurrected. Three ways, all
+version with every change. What is absent is gone: no tombstones, and nothing can be resurrected. Three ways, all
 idempotent, bring it to the others:
 
 1. a change is pushed as a delta (or whole, if that is no longer) to a few peers, who pass it on, some times each;
