@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -104,6 +105,7 @@ class EtcdBackend:
         self._lease_end_s = 0.0  # by the loop's clock
         self._takes_over = True  # from an earlier process of this node, once
         self._lease_ttl_s = 0
+        self._stood_revision: float = math.inf  # in which our key was made
         self._give_up = asyncio.Event()  # the lease is to be given up
         self._tip = 0
         self._staged: dict[RowKey, tuple[int, int]] = {}  # (commit, row version after it) of rows under way
@@ -322,6 +324,9 @@ class EtcdBackend:
 
     def _judge(self) -> None:
         """Tell if it has changed."""
+        if self._lease and self._lease not in self._mirror.runs and self._mirror.revision >= self._stood_revision:
+            self._lease_end_s = 0.0  # somebody has removed our key, or the lease has ended
+            self._give_up.set()
         run = self._mirror.leader()
         valid = asyncio.get_running_loop().time() < self._lease_end_s
         if run is not None and self._lease and run.lease == self._lease and valid:
@@ -379,25 +384,27 @@ class EtcdBackend:
         self._lease, self._lease_ttl_s = granted.ID, granted.TTL
         self._lease_end_s = sent_s + granted.TTL - LEASE_MARGIN_S
         self._give_up.clear()
-        await self._client.txn(txns.candidacy(self._keys, granted.ID, self._node_id), CALL_S)
+        self._stood_revision = math.inf
+        stood = await self._client.txn(txns.candidacy(self._keys, granted.ID, self._node_id), CALL_S)
+        self._stood_revision = stood.header.revision
 
     async def _hold(self) -> None:
         """Renew the lease for as long as it can be."""
         now_s = asyncio.get_running_loop().time
         beat_s = self._lease_ttl_s / LEASE_BEATS
-        seen = False
         while (left_s := self._lease_end_s - now_s()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(beat_s, left_s)):
                     await self._give_up.wait()
-            seen = seen or self._lease in self._mirror.runs
             left_s = self._lease_end_s - now_s()
-            if left_s <= 0 or (seen and self._lease not in self._mirror.runs):
+            if left_s <= 0:
                 return
             sent_s = now_s()
             try:
-                ttl_s = await self._client.attempt(partial(self._client.keep_alive, self._lease, min(beat_s, left_s)))
-            except LeaseGone:
+                # The pause after a failure counts, too: nobody leads for longer than the lease.
+                async with asyncio.timeout(left_s):
+                    ttl_s = await self._client.attempt(partial(self._client.keep_alive, self._lease, beat_s))
+            except (LeaseGone, TimeoutError):
                 return
             except EtcdError:
                 continue
