@@ -123,6 +123,7 @@ class Status:
     leader: str  # node id, "" if unknown
     size_bytes: int  # on disk
     message: str = ""  # one sentence if something is wrong
+    digest: str = ""  # of the state at `version` (`state.State.digest`); "" if the backend has none
 
 
 class Backend(Protocol):

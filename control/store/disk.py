@@ -1,7 +1,7 @@
 """The one door to the file system: what the log needs of a directory, and nothing else.
 
 All calls block; they are made from the log's own threads. Errors are OSError as the system gives them. The tests have
-a disk behind the same protocol that forgets, tears and fails (tests/control/store/test_crash.py).
+a disk behind the same protocol that forgets, tears and fails (tests/control/store/simdisk.py).
 """
 
 from __future__ import annotations
@@ -39,14 +39,20 @@ class Disk(Protocol):
     def read(self, name: str) -> bytes:
         """A whole file."""
 
+    def size(self, name: str) -> int:
+        """Of a file, in bytes."""
+
+    def free_bytes(self) -> int:
+        """What the file system has left for us."""
+
     def open(self, name: str, *, create: bool) -> int:
-        """Open for writing; `create` makes it anew, empty."""
+        """Open for reading and writing; `create` makes it anew, empty."""
+
+    def read_at(self, handle: int, offset: int, length: int) -> bytes:
+        """A part of a file; shorter at its end."""
 
     def write(self, handle: int, data: bytes, offset: int) -> None:
         """Write all of it, or raise with any part written."""
-
-    def truncate(self, handle: int, size: int) -> None:
-        """Cut a file."""
 
     def sync(self, handle: int) -> None:
         """Returns when the file's contents and size would survive a power failure."""
@@ -115,6 +121,16 @@ class RealDisk:
     def read(self, name: str) -> bytes:
         return (self._directory / name).read_bytes()
 
+    def size(self, name: str) -> int:
+        return (self._directory / name).stat().st_size
+
+    def free_bytes(self) -> int:
+        found = os.statvfs(self._directory)
+        return found.f_bavail * found.f_frsize
+
+    def read_at(self, handle: int, offset: int, length: int) -> bytes:
+        return os.pread(handle, length, offset)
+
     def open(self, name: str, *, create: bool) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
         return os.open(self.path(name), flags, 0o600)
@@ -125,9 +141,6 @@ class RealDisk:
             done = os.pwrite(handle, view, offset)
             view = view[done:]
             offset += done
-
-    def truncate(self, handle: int, size: int) -> None:
-        os.ftruncate(handle, size)
 
     def sync(self, handle: int) -> None:
         os.fdatasync(handle)

@@ -15,6 +15,7 @@ from control.model import KIND_OF, KINDS, Object
 from control.store.errors import BackendFailed, Unreadable
 from control.store.record import Row, RowChange
 from control.store.txn import Change, Delete, Put, name_of
+from control.store.wal import UNREADABLE
 
 # Limits of one commit, SwarmKit's numbers: one log entry must stay small enough to be sent, synced and applied well
 # under a heartbeat, and etcd, the other backend, takes no more than 1.5 MiB in one request.
@@ -38,7 +39,7 @@ def decode(kind: str, blob: bytes) -> Object:
         raise BackendFailed(f'the store holds a "{kind}", which this version of meshd does not know: install a newer')
     try:
         obj: Object = decoder.decode(blob)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BackendFailed(f"the store holds a {kind} that this version of meshd cannot read: {error}") from error
     return obj
 
@@ -59,7 +60,7 @@ def change_of(change: Change, before: Object | None) -> RowChange:
                 # Constructors check no types. What was written and cannot be read would stop every manager for good,
                 # so a microsecond is spent here to see that it can.
                 _decoders[kind].decode(blob)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise Unreadable(f"{name_of(obj)} cannot be stored: {error}") from error
             return RowChange(kind, obj.id, expected, blob)
         case Delete(cls, id_):

@@ -29,7 +29,13 @@ def reopen(kind, tmp_path) -> Callable[[Backend | None], Backend]:
     def make(before: Backend | None) -> Backend:
         if kind == "fake":
             return before or FakeBackend()
-        return LogFile(tmp_path / "store", "c1", "n1", log_limit_bytes=600 if "compacting" in kind else 1 << 20)
+        return LogFile(
+            tmp_path / "store",
+            "c1",
+            "n1",
+            segment_bytes=1 << 16,
+            log_limit_bytes=600 if "compacting" in kind else 1 << 20,
+        )
 
     return make
 
