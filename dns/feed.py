@@ -45,7 +45,7 @@ class SetNetwork(_Message, frozen=True):
     id: str
     name: str
     gateway: str
-    subnet: str | None
+    subnets: tuple[str, ...]
 
 
 class DropNetwork(_Message, frozen=True):
@@ -213,8 +213,8 @@ def changes(old: DnsPlan, new: DnsPlan) -> Iterator[Change]:
 def _network_changes(old: NetworkNames | None, new: NetworkNames) -> Iterator[Change]:
     if old is new:
         return
-    if old is None or (old.name, old.gateway, old.subnet) != (new.name, new.gateway, new.subnet):
-        yield SetNetwork(new.id, new.name, str(new.gateway), None if new.subnet is None else str(new.subnet))
+    if old is None or (old.name, old.gateway, old.subnets) != (new.name, new.gateway, new.subnets):
+        yield SetNetwork(new.id, new.name, str(new.gateway), tuple(map(str, new.subnets)))
     known = {s.name: s for s in old.services} if old is not None and old.name == new.name else {}
     for service in new.services:
         before = known.pop(service.name, None)
@@ -273,8 +273,8 @@ def _home_changes(old: Homes, new: Homes) -> Iterator[Change]:
 
 def network_of(message: SetNetwork) -> NetworkNames:
     """The network without services. Raises ValueError on what is no address."""
-    subnet = None if message.subnet is None else ip_network(message.subnet)
-    return NetworkNames(message.id, message.name, ip_address(message.gateway), (), subnet)
+    subnets = tuple(ip_network(one) for one in message.subnets)
+    return NetworkNames(message.id, message.name, ip_address(message.gateway), (), subnets)
 
 
 def service_of(message: PutService) -> ServiceNames:

@@ -49,7 +49,7 @@ class NetworkNames:
     name: str
     gateway: Address
     services: tuple[ServiceNames, ...]
-    subnet: IPv4Network | IPv6Network | None = None  # addresses in it are never asked for upstream (PTR)
+    subnets: tuple[IPv4Network | IPv6Network, ...] = ()  # addresses in them are never asked for upstream (PTR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ class Resolver:
         self._rng = rng
         self._views: dict[tuple[str, ...] | None, View] = {}
         self._multihomed: dict[str, dict[bytes, tuple[str, ...]]] = {}
-        self._subnets: dict[str, IPv4Network | IPv6Network] = {}
+        self._subnets: dict[str, tuple[IPv4Network | IPv6Network, ...]] = {}
         self._localhost = make_entry([_localhost()])
         self._loopback_ptr = make_entry([Share("loopback", data=((wire.PTR, _LOCALHOST + _ROOT),), ttl_s=3600)])
 
@@ -178,17 +178,14 @@ class Resolver:
         known = self.zone.networks.get(network.id)
         if known is None or known.name != network.name:
             self.set_network(network)
-        elif network.subnet is not None:
-            self._subnets[network.id] = network.subnet
+        else:
+            self._subnets[network.id] = network.subnets
             self._views.clear()
 
     def set_network(self, network: NetworkNames) -> None:
         """Add a network, or replace all of it."""
         self.zone.set_network(network)
-        if network.subnet is None:
-            self._subnets.pop(network.id, None)
-        else:
-            self._subnets[network.id] = network.subnet
+        self._subnets[network.id] = network.subnets
         self._views.clear()
 
     def add_zone(self, network: NetworkZone) -> None:
@@ -266,7 +263,7 @@ class Resolver:
             view = View(
                 networks=tuple(self.zone.networks[n] for n in ids),
                 bare=key is not None,
-                subnets=tuple(self._subnets[n] for n in ids if n in self._subnets),
+                subnets=tuple(subnet for n in ids for subnet in self._subnets.get(n, ())),
             )
             if len(self._views) < VIEWS_MAX:
                 self._views[key] = view

@@ -253,7 +253,7 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             ),
         ),
         networks=tuple(
-            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), n.subnet)
+            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), (n.subnet,))
             for n in nets
         ),
         nodes={p.name: IPv4Address(p.data_address) for p in peers.values()},

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 from control.assignment import Key, Peer, Record, RecordKind, Settings, key_of
 from control.lifecycle import TaskState
-from control.model import Task
+from control.model import Node, Task
 
 R = TypeVar("R", bound=Record)
 
@@ -61,6 +61,10 @@ class Assignments:
     def task(self, task_id: str) -> Task | None:
         """A task of this node by id."""
         return cast("Task | None", self.records.get(("task", task_id)))
+
+    def own_node(self) -> Node | None:
+        """This node, as constraints look at it."""
+        return next(iter(self.of("node", Node)), None)
 
     def peer(self, node_id: str) -> Peer | None:
         """A node of the cluster by id."""

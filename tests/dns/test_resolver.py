@@ -44,7 +44,7 @@ STORE = ServiceNames("store", ("api",), (IPv4Address("10.2.0.2"),), (task("t8", 
 
 PLAN = DnsPlan(
     networks=(
-        NetworkNames(WEB, "web", IPv4Address("10.1.0.1"), (API, SPREAD, SILENT, SIX), IPv4Network("10.1.0.0/16")),
+        NetworkNames(WEB, "web", IPv4Address("10.1.0.1"), (API, SPREAD, SILENT, SIX), (IPv4Network("10.1.0.0/16"),)),
         NetworkNames(DB, "db", IPv4Address("10.2.0.1"), (STORE,)),
     ),
     nodes={"h1": IPv4Address("192.0.2.1"), "h2.example.com": IPv4Address("192.0.2.2")},

@@ -301,7 +301,7 @@ PLAN = DnsPlan(
     listeners=(Listener(None, IPv4Address("127.0.0.1"), 53, "n"),),
     networks=(
         NetworkNames("n", "web", IPv4Address("10.0.0.1"), (service("api", some_task("t1")), service("db"))),
-        NetworkNames("m", "back", IPv4Address("10.1.0.1"), (service("db"),), IPv4Network("10.1.0.0/24")),
+        NetworkNames("m", "back", IPv4Address("10.1.0.1"), (service("db"),), (IPv4Network("10.1.0.0/24"),)),
     ),
     nodes={"h1": IPv4Address("192.0.2.1"), "h2": IPv4Address("192.0.2.2")},
     multihomed={("n", IPv4Address("10.0.0.9")): ("n", "m")},
