@@ -6,7 +6,7 @@ Nothing here is stored anywhere: a node that restarts, or another that looks, de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 # Namespaces, devices and aliases of ours begin with this; what does not is never touched.
 PREFIX = "mesh"
@@ -21,6 +21,8 @@ _MAC_PREFIX = "02:6d:73:68"
 # number, the lower half for uplinks by network.
 _ROUTERS = IPv4Network("169.254.128.0/17")
 _UPLINKS = IPv4Network("169.254.0.0/17")
+# The same in IPv6: unique local addresses, "msh" in ASCII again; the next 16 bits are 0 for uplinks, 1 for routers.
+_PREFIX6 = IPv6Network("fd6d:6573:68::/48")
 _METADATA = IPv4Address("169.254.169.254")  # cloud metadata services
 _METADATA_STAND_IN = IPv4Address("169.254.255.255")  # of the one node number that would get it
 MAX_NODE_NUMBER = 32766
@@ -40,6 +42,9 @@ class Uplink:
     host_address: IPv4Address
     router_address: IPv4Address
     prefix_length: int
+    host_address6: IPv6Address
+    router_address6: IPv6Address
+    prefix_length6: int
 
 
 def router_netns(network_id: str) -> str:
@@ -79,10 +84,17 @@ def router_address(node_number: int) -> IPv4Address:
     return _METADATA_STAND_IN if address == _METADATA else address
 
 
+def router_address6(node_number: int) -> IPv6Address:
+    """The same in IPv6."""
+    assert 1 <= node_number <= MAX_NODE_NUMBER, node_number
+    return _PREFIX6.network_address + (1 << 64) + node_number
+
+
 def uplink(vni: int) -> Uplink:
     """The uplink of a network's router."""
     base = _UPLINKS.network_address + 4 * ((vni - FIRST_VNI) % _UPLINK_SLOTS)
-    return Uplink(f"{PREFIX}{vni}", "up0", base + 1, base + 2, 30)
+    base6 = _PREFIX6.network_address + (vni << 8)
+    return Uplink(f"{PREFIX}{vni}", "up0", base + 1, base + 2, 30, base6 + 1, base6 + 2, 126)
 
 
 def tunnel_mtu(underlay_mtu: int) -> int:

@@ -7,7 +7,10 @@ Pure: values in, values out. `names` derives every device name, MAC and link-loc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+DEFAULT_WIREGUARD_PORT = 51871
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,8 @@ class Peer:
     """Another node: its number in the cluster (1..32767) and its end of the VXLAN tunnel."""
 
     number: int
-    underlay: IPv4Address
+    underlay: Address
+    wireguard_key: str = ""  # its public key, base64; empty: no encrypted network reaches it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +31,14 @@ class LocalEndpoint:
     netns: str  # path of the task's network namespace
     interface: str  # its name inside, "eth0"
     default_route: bool  # whether the task's default route goes through this network
+    address6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpoint:
     """The address of a task on another node."""
 
-    address: IPv4Address
+    address: Address
     node_number: int
 
 
@@ -48,6 +53,9 @@ class OverlayNetwork:
     internal: bool  # no way out to the world
     local: tuple[LocalEndpoint, ...]
     remote: tuple[RemoteEndpoint, ...]
+    subnet6: IPv6Network | None = None  # with `gateway6`: the network speaks IPv6 as well
+    gateway6: IPv6Address | None = None
+    encrypted: bool = False  # between nodes; fails closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ class OverlayPlan:
     """Everything of the overlay on this node. An empty plan removes all that is ours."""
 
     node_number: int
-    underlay: IPv4Address  # `local` address of the VXLAN devices
+    underlay: Address  # `local` address of the VXLAN devices
     vxlan_port: int
     peers: tuple[Peer, ...]
     networks: tuple[OverlayNetwork, ...]
+    wireguard_port: int = DEFAULT_WIREGUARD_PORT

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
 from control.assignment import Endpoint, Peer, ServiceEntry
+from control.constraint import all_match
+from control.ipv6 import embedded
 from control.lifecycle import TaskState, is_terminal
-from control.model import Network, PortSpec
-from dns.plan import DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
+from control.model import BalancePolicy, Network, PortSpec
+from dns.plan import Address, DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
 from mesh.agent.view import Assignments, LocalTask, View
 from mesh.vip.plan import Backend, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
 from overlay import names
@@ -49,8 +51,14 @@ class _Net:
     record: Network
     subnet: IPv4Network
     gateway: IPv4Address
+    subnet6: IPv6Network | None
     services: list[ServiceEntry] = field(default_factory=list)
     endpoints: list[Endpoint] = field(default_factory=list)
+
+    def both(self, address: str) -> tuple[Address, ...]:
+        """An address of the network, and the IPv6 one that goes with it if the network has any."""
+        first = IPv4Address(address)
+        return (first,) if self.subnet6 is None else (first, embedded(self.subnet6, first))
 
 
 def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for it
@@ -64,10 +72,12 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
     return NodePlan(
         overlay=OverlayPlan(
             node_number=me.number,
-            underlay=IPv4Address(view.data_address),
+            underlay=ip_address(view.data_address),
             vxlan_port=settings.vxlan_port,
             peers=tuple(
-                OverlayPeer(p.number, IPv4Address(p.data_address)) for p in peers.values() if p.node_id != view.node_id
+                OverlayPeer(p.number, ip_address(p.data_address), p.wireguard_key)
+                for p in peers.values()
+                if p.node_id != view.node_id
             ),
             networks=tuple(_overlay_network(view, net, peers) for net in nets),
         ),
@@ -81,14 +91,14 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
 
 def empty_plan(data_address: str) -> NodePlan:
     """The plan of a node that is in no cluster: nothing of ours."""
-    nothing = OverlayPlan(0, IPv4Address(data_address), 0, (), ())
+    nothing = OverlayPlan(0, ip_address(data_address), 0, (), ())
     return NodePlan(nothing, VipPlan((), ()), DnsPlan())
 
 
 def _networks(assignments: Assignments) -> list[_Net]:
     """The networks that have their addresses, each with its services and endpoints, in a fixed order."""
     nets = {
-        n.id: _Net(n, IPv4Network(n.subnet), IPv4Address(n.gateway))
+        n.id: _Net(n, IPv4Network(n.subnet), IPv4Address(n.gateway), IPv6Network(n.subnet6) if n.subnet6 else None)
         for n in assignments.of("network", Network)
         if n.subnet and n.vni
     }
@@ -134,15 +144,16 @@ def _attached(task: LocalTask | None) -> str | None:
 
 
 def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> OverlayNetwork:
-    local, remote = [], []
+    local: list[LocalEndpoint] = []
+    remote: list[RemoteEndpoint] = []
     for endpoint in net.endpoints:
-        address = IPv4Address(endpoint.address)
+        address, *more = net.both(endpoint.address)
         if endpoint.node_id != view.node_id:
             if endpoint.node_id in peers:
-                remote.append(RemoteEndpoint(address, peers[endpoint.node_id].number))
+                number = peers[endpoint.node_id].number
+                remote += (RemoteEndpoint(one, number) for one in (address, *more))
         elif netns := _attached(view.tasks.get(endpoint.task_id)):
-            index = _interface_index(view, endpoint)
-            local.append(LocalEndpoint(endpoint.task_id, address, netns, f"eth{index}", default_route=index == 0))
+            local.append(_local_endpoint(view, net, endpoint, netns))
     return OverlayNetwork(
         id=net.record.id,
         vni=net.record.vni,
@@ -151,6 +162,22 @@ def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> Overla
         internal=net.record.spec.internal,
         local=tuple(local),
         remote=tuple(remote),
+        subnet6=net.subnet6,
+        gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
+        encrypted=net.record.spec.encrypted,
+    )
+
+
+def _local_endpoint(view: View, net: _Net, endpoint: Endpoint, netns: str) -> LocalEndpoint:
+    index = _interface_index(view, endpoint)
+    address = IPv4Address(endpoint.address)
+    return LocalEndpoint(
+        endpoint.task_id,
+        address,
+        netns,
+        f"eth{index}",
+        default_route=index == 0,
+        address6=embedded(net.subnet6, address) if net.subnet6 is not None else None,
     )
 
 
@@ -164,10 +191,31 @@ def _interface_index(view: View, endpoint: Endpoint) -> int:
 # --- balancing ----------------------------------------------------------------------------------------------------
 
 
-def _backends(view: View, endpoints: Iterable[Endpoint]) -> tuple[Backend, ...]:
-    weights: dict[Serving, int] = {"ready": 1, "draining": 0}
-    states = ((IPv4Address(e.address), _serving(view, e)) for e in endpoints)
-    return tuple(sorted((Backend(a, weights[s]) for a, s in states if s in weights), key=lambda b: b.address))
+_WEIGHTS: dict[Serving, int] = {"ready": 1, "draining": 0}
+
+
+def _spread(
+    view: View,
+    net: _Net,
+    where: Iterable[Address],
+    port: PortSpec | None,
+    endpoints: Iterable[Endpoint],
+    policy: BalancePolicy,
+) -> Iterable[VirtualService]:
+    """A virtual service on the addresses `where` (one of each family of the network) for one port, or for all."""
+    states = [(net.both(e.address), _serving(view, e)) for e in endpoints]
+    for family, address in enumerate(where):
+        backends = [Backend(found[family], _WEIGHTS[state]) for found, state in states if state in _WEIGHTS]
+        yield VirtualService(
+            address,
+            port.protocol if port is not None else None,
+            port.published if port is not None else None,
+            port.target if port is not None else None,
+            tuple(sorted(backends, key=lambda backend: int(backend.address))),
+            scheduler=policy.scheduler,
+            affinity_s=policy.affinity_s,
+            idle_s=policy.idle_s,
+        )
 
 
 def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
@@ -176,21 +224,16 @@ def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
     for endpoint in net.endpoints:
         of_service[endpoint.service_id].append(endpoint)
     services: list[VirtualService] = []
+    entries = _entries(net)
     for service in net.services:
-        backends = _backends(view, of_service[service.service_id])
-        services += (
-            VirtualService(IPv4Address(vip.address), None, None, None, backends)
-            for vip in service.vips
-            if vip.network_id == net.record.id
-        )
-        services += (
-            VirtualService(uplink.router_address, port.protocol, port.published, port.target, backends)
-            for port in _ingress_ports(service, net.record.id)
-        )
-    services += (
-        VirtualService(uplink.router_address, port.protocol, port.published, port.target, _backends(view, [endpoint]))
-        for endpoint, port in _host_ports(view, net)
-    )
+        behind, policy = of_service[service.service_id], service.balance
+        for vip in service.vips:
+            if vip.network_id == net.record.id:
+                services += _spread(view, net, net.both(vip.address), None, behind, policy)
+        for port in _ingress_ports(view, service, net.record.id):
+            services += _spread(view, net, entries, port, behind, policy)
+    for endpoint, port in _host_ports(view, net):
+        services += _spread(view, net, entries, port, [endpoint], BalancePolicy())
     return RouterPlan(
         netns=f"{view.netns_dir}/{names.router_netns(net.record.id)}",
         subnet=net.subnet,
@@ -199,20 +242,42 @@ def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
         uplink_device=uplink.router_device,
         uplink_address=uplink.router_address,
         masquerade=not net.record.spec.internal,
-        local_tasks=tuple(IPv4Address(e.address) for e in net.endpoints if e.node_id == view.node_id),
-        return_paths=tuple(
-            ReturnPath(p.number, names.router_mac(p.number), names.router_address(p.number))
-            for p in peers.values()
-            if p.node_id != view.node_id
-        ),
+        local_tasks=tuple(a for e in net.endpoints if e.node_id == view.node_id for a in net.both(e.address)),
+        return_paths=tuple(_return_path(p, net) for p in peers.values() if p.node_id != view.node_id),
         services=tuple(services),
+        subnet6=net.subnet6,
+        gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
+        uplink_address6=uplink.router_address6 if net.subnet6 is not None else None,
     )
 
 
-def _ingress_ports(service: ServiceEntry, network_id: str) -> list[PortSpec]:
+def _entries(net: _Net) -> tuple[Address, ...]:
+    """Where connections from outside enter a router: its addresses towards the host."""
+    uplink = names.uplink(net.record.vni)
+    return (uplink.router_address,) if net.subnet6 is None else (uplink.router_address, uplink.router_address6)
+
+
+def _return_path(peer: Peer, net: _Net) -> ReturnPath:
+    return ReturnPath(
+        peer.number,
+        names.router_mac(peer.number),
+        names.router_address(peer.number),
+        names.router_address6(peer.number) if net.subnet6 is not None else None,
+    )
+
+
+def _ingress_ports(view: View, service: ServiceEntry, network_id: str) -> list[PortSpec]:
+    """The ports that are published on this node over that network."""
     if service.ingress_network_id != network_id:
         return []
-    return [p for p in service.ports if p.mode == "ingress" and p.published]
+    me = view.assignments.own_node()
+    return [
+        port
+        for port in service.ports
+        if port.mode == "ingress"
+        and port.published
+        and (not port.constraints or (me is not None and all_match(me, port.constraints)))
+    ]
 
 
 def _host_ports(view: View, net: _Net) -> list[tuple[Endpoint, PortSpec]]:
@@ -229,10 +294,17 @@ def _host_ports(view: View, net: _Net) -> list[tuple[Endpoint, PortSpec]]:
 def _published(view: View, nets: Iterable[_Net]) -> Iterable[PublishedPort]:
     for net in nets:
         uplink = names.uplink(net.record.vni)
-        ingress = [port for service in net.services for port in _ingress_ports(service, net.record.id)]
+        ingress = [port for service in net.services for port in _ingress_ports(view, service, net.record.id)]
         host = [port for _, port in _host_ports(view, net)]
-        for port in sorted(set(ingress + host), key=lambda p: (p.protocol, p.published)):
-            yield PublishedPort(port.protocol, port.published, uplink.router_address, uplink.host_device)
+        for port in sorted(dict.fromkeys(ingress + host), key=lambda p: (p.protocol, p.published)):
+            yield PublishedPort(
+                port.protocol,
+                port.published,
+                uplink.router_address,
+                uplink.host_device,
+                router_address6=uplink.router_address6 if net.subnet6 is not None else None,
+                addresses=(ip_address(port.address),) if port.address else (),
+            )
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -253,10 +325,10 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             ),
         ),
         networks=tuple(
-            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), (n.subnet,))
+            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), _subnets(n))
             for n in nets
         ),
-        nodes={p.name: IPv4Address(p.data_address) for p in peers.values()},
+        nodes={p.name: ip_address(p.data_address) for p in peers.values()},
         multihomed={
             (e.network_id, IPv4Address(e.address)): tuple(
                 h.network_id for h in sorted(home, key=lambda h: _interface_index(view, h))
@@ -266,6 +338,10 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             for e in home
         },
     )
+
+
+def _subnets(net: _Net) -> tuple[IPv4Network | IPv6Network, ...]:
+    return (net.subnet,) if net.subnet6 is None else (net.subnet, net.subnet6)
 
 
 def _host_listener(view: View) -> tuple[Listener, ...]:
@@ -280,14 +356,14 @@ def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:
         yield ServiceNames(
             name=service.name,
             aliases=service.aliases.get(net.record.id, ()),
-            vips=tuple(IPv4Address(v.address) for v in service.vips if v.network_id == net.record.id),
+            vips=tuple(a for v in service.vips if v.network_id == net.record.id for a in net.both(v.address)),
             tasks=tuple(
                 TaskNames(
                     id=endpoint.task_id,
                     slot=endpoint.slot,
                     hostname=endpoint.hostname,
                     aliases=(),
-                    addresses=(IPv4Address(endpoint.address),),
+                    addresses=net.both(endpoint.address),
                     ready=_serving(view, endpoint) == "ready",
                     local=endpoint.node_id == view.node_id,
                 )

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 
 import pytest
+from msgspec.structs import replace
 
 from control.assignment import Endpoint, EndpointState, Peer, Record, ServiceEntry, Settings, key_of
 from control.lifecycle import TaskState
-from control.model import Network, NetworkSpec, PortSpec, ProcessSpec, Task, TaskAddress, TaskSpec, VirtualAddress
+from control.model import (
+    BalancePolicy,
+    NamedPort,
+    NamePolicy,
+    Network,
+    NetworkSpec,
+    Node,
+    NodeSpec,
+    PortSpec,
+    ProcessSpec,
+    Task,
+    TaskAddress,
+    TaskSpec,
+    VirtualAddress,
+)
+from dns.plan import Listener
 from mesh.agent.compile import NodePlan, compile  # noqa: A004 - the architecture's name for it
 from mesh.agent.view import Assignments, LocalTask, View
 from mesh.vip.plan import Backend, RouterPlan, VirtualService
@@ -198,3 +214,88 @@ def test_the_plan_does_not_depend_on_the_order_in_which_records_arrived() -> Non
 
 def test_an_endpoint_of_a_node_that_is_not_known_is_not_routed() -> None:
     assert web(compiled(endpoint(4, "n4"))).remote == ()
+
+
+# --- both families, policies, where ports are published -------------------------------------------------------------
+
+WEB6 = replace(WEB, spec=replace(WEB.spec, ipv6=True, encrypted=True), subnet6="fd00:1::/64", gateway6="fd00:1::a01:1")
+FD = IPv6Network("fd00:1::/64").network_address
+
+
+def test_a_network_of_both_families_has_everything_twice() -> None:
+    plan = compiled(WEB6, endpoint(1, "n1"), endpoint(2, "n2"), own_task(1, "web-id"), tasks=running(1))
+    network, way = web(plan), router(plan)
+    assert (network.subnet6, network.gateway6, network.encrypted) == (way.subnet6, way.gateway6, True)
+    assert network.local[0].address6 == FD + int(A("10.1.0.11"))
+    assert [r.address for r in network.remote] == [A("10.1.0.12"), FD + int(A("10.1.0.12"))]
+    assert way.local_tasks == (A("10.1.0.11"), FD + int(A("10.1.0.11")))
+    assert way.uplink_address6 == UPLINK.router_address6
+    assert [p.router_address6 for p in way.return_paths] == [names.router_address6(2), names.router_address6(3)]
+    by_address = {s.address: [b.address for b in s.backends] for s in way.services if s.port is None}
+    assert by_address == {
+        A("10.1.0.200"): [A("10.1.0.11"), A("10.1.0.12")],
+        FD + int(A("10.1.0.200")): [FD + int(A("10.1.0.11")), FD + int(A("10.1.0.12"))],
+    }
+    published = {s.address: s.target_port for s in way.services if s.port == 8080}
+    assert published == {UPLINK.router_address: 80, UPLINK.router_address6: 80}
+    assert plan.vip.published[0].router_address6 == UPLINK.router_address6
+    (api,) = plan.dns.networks[0].services
+    assert api.vips == (A("10.1.0.200"), FD + int(A("10.1.0.200")))
+    assert plan.dns.networks[0].subnets == (IPv4Network("10.1.0.0/24"), IPv6Network("fd00:1::/64"))
+
+
+def test_a_network_of_one_family_has_nothing_of_the_other() -> None:
+    plan = compiled(endpoint(2, "n2"))
+    assert (web(plan).subnet6, router(plan).subnet6, router(plan).uplink_address6) == (None, None, None)
+    assert {s.address.version for s in router(plan).services} == {4}
+    assert plan.vip.published[0].router_address6 is None
+
+
+def test_how_a_service_is_balanced_and_named_is_what_its_spec_says() -> None:
+    policy = BalancePolicy(scheduler="mh", affinity_s=60.0, idle_s=120.0)
+    api = replace(
+        API,
+        balance=policy,
+        names=NamePolicy(ttl_s=1, local_first=True),
+        named_ports=(NamedPort(name="http", port=80),),
+    )
+    plan = compiled(api, endpoint(2, "n2"))
+    assert {(s.scheduler, s.affinity_s, s.idle_s) for s in router(plan).services} == {("mh", 60.0, 120.0)}
+    (named,) = plan.dns.networks[0].services
+    assert (named.ttl_s, named.local_first, named.ports) == (1, True, (("http", "tcp", 80),))
+
+
+ME = Node(id="n1", number=1, spec=NodeSpec(labels={"edge": "yes"}))
+
+
+@pytest.mark.parametrize(
+    ("constraints", "me", "open_here"),
+    [
+        ((), ME, True),
+        (("node.labels.edge==yes",), ME, True),
+        (("node.labels.edge!=yes",), ME, False),
+        (("node.labels.edge==yes",), None, False),
+    ],
+)
+def test_a_port_is_published_on_the_nodes_that_its_constraints_choose(
+    constraints: tuple[str, ...], me: Node | None, open_here: bool
+) -> None:
+    port = PortSpec(target=80, published=8080, constraints=constraints, address="192.0.2.1")
+    plan = compiled(replace(API, ports=(port,)), *([me] if me is not None else []))
+    assert [p.addresses for p in plan.vip.published] == ([(A("192.0.2.1"),)] if open_here else [])
+    assert any(s.port == 8080 for s in router(plan).services) is open_here
+
+
+def test_the_host_asks_where_its_configuration_says() -> None:
+    held = {key_of(r): r for r in (SETTINGS, *PEERS)}
+    view = View("n1", "10.66.0.11", "/run/netns", Assignments(1, MappingProxyType(held)), {}, ("127.0.0.153", 53))
+    assert compile(view).dns.listeners == (Listener(None, A("127.0.0.153"), 53, None),)
+
+
+def test_nodes_whose_underlay_is_ipv6() -> None:
+    peers = [replace(p, data_address=f"fd00:66::1{p.number}") for p in PEERS]
+    held = {key_of(r): r for r in (SETTINGS, *peers, WEB, API, endpoint(2, "n2"))}
+    plan = compile(View("n1", "fd00:66::11", "/run/netns", Assignments(1, MappingProxyType(held)), {}))
+    assert plan.overlay.underlay == IPv6Address("fd00:66::11")
+    assert [p.underlay for p in plan.overlay.peers] == [IPv6Address("fd00:66::12"), IPv6Address("fd00:66::13")]
+    assert plan.dns.nodes["h2"] == IPv6Address("fd00:66::12")
