@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from control.transport.codec import StructCodec
 from control.transport.seam import Identity
 from control.transport.service import Transport, listening
 from control.transport.spool import Spool
@@ -23,25 +24,13 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     urgent: bool = False
 
 
-class NoteCodec:
-    def __init__(self) -> None:
-        self.encoder = msgspec.msgpack.Encoder()
-        self.decoder = msgspec.msgpack.Decoder(list[Note])
-
-    def encode(self, messages):
-        return self.encoder.encode(messages)
-
-    def decode(self, payload, sender, receiver):
-        notes = self.decoder.decode(payload)
-        if any(n.sender != sender or n.receiver != receiver for n in notes):
-            raise ValueError("of or to somebody else")
-        return notes
-
-    def size_bytes(self, message):
-        return 40 + len(message.data)
-
-    def urgent(self, message):
-        return message.urgent
+def note_codec() -> StructCodec[Note]:
+    return StructCodec(
+        Note,
+        ends=lambda note: (note.sender, note.receiver),
+        size_bytes=lambda note: 40 + len(note.data),
+        urgent=lambda note: note.urgent,
+    )
 
 
 class Manager:
@@ -60,7 +49,7 @@ class Manager:
         self.transport = Transport(
             Identity(cluster, epoch, node_id),
             self.sock,
-            NoteCodec(),
+            note_codec(),
             self,
             Spool(self.directory),
             rng=random.Random(1),
