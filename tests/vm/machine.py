@@ -1,7 +1,7 @@
 """One run of the virtual machine: started, watched, bounded, ended.
 
 QEMU boots an unpacked kernel with the machine's own root file system, read-only, and a directory of results, writable;
-so whatever Python and tools are here are there too. With KVM where it works, otherwise emulated (some ten times slower).
+so whatever Python and tools are here are there too. With KVM where it works, otherwise emulated (ten times slower).
 """
 
 from __future__ import annotations
@@ -33,18 +33,25 @@ class Outcome:
     status: int | None
     seconds: float
     boot_s: float
-    results: Path
 
 
-def run(job: str, limit_s: float, memory_mb: int = 1536, cpus: int = 2, deterministic: bool = False) -> Outcome:
+def prepare() -> Path:
+    """A directory of results, for what the job shall find there. The caller removes it."""
+    return Path(tempfile.mkdtemp(prefix="meshd-vm-"))
+
+
+def run(
+    results: Path, job: str, limit_s: float, memory_mb: int = 1536, cpus: int = 2, deterministic: bool = False
+) -> Outcome:
     """Run a shell script as root in a fresh machine; its output goes to ours. Raises VmError.
+
+    `results` is /run/results in the machine.
 
     `deterministic`: time in the machine is the number of instructions it ran (one CPU), for measurements.
     """
     if shutil.which(QEMU) is None:
         raise VmError("QEMU is not installed: apt install qemu-system-x86")
     kernel = obtain()
-    results = Path(tempfile.mkdtemp(prefix="meshd-vm-"))
     initrd = results / "initrd"
     initrd.write_bytes(build(kernel))
     (results / "job.sh").write_text(job)
@@ -59,7 +66,6 @@ def run(job: str, limit_s: float, memory_mb: int = 1536, cpus: int = 2, determin
         int(status.read_text()) if status.exists() else None,
         seconds,
         float(booted.read_text().split()[0]) if booted.exists() else 0.0,
-        results,
     )
 
 

@@ -1,0 +1,110 @@
+"""`make test-vm`: the data plane on a kernel with IPVS. One virtual machine, both balancers, each test by its name.
+
+In the machine one pytest runs per balancer, at the same time, on a processor each. Their words come out as they speak,
+their results as JUnit files, which are read at the end. Whatever does not end well (a failed test, a pytest that died,
+a machine that hangs) fails this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.vm.kernel import VmError
+from tests.vm.machine import prepare, run
+from tests.vm.package import pack
+
+# A machine that is slower than this is not going to end: on two idle processors, emulated, it takes a third of it.
+LIMIT_S = 900.0
+BALANCERS = ("ipvs", "nftables")
+
+_NETNS = tuple(f"tests/netns/test_vip_{part}.py" for part in ("paths", "life", "reconcile"))
+_SUITES = {"ipvs": ("tests/vm/suite/test_ipvs.py", *_NETNS), "nftables": _NETNS}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one pytest found."""
+
+    counts: Counter[str]
+    failures: list[str]
+
+
+def job(chosen: tuple[str, ...], balancers: tuple[str, ...]) -> str:
+    """The script that runs in the machine."""
+    lines = [
+        "cd /tmp && tar xf /run/results/code.tar && cd code || exit 1",
+        "export PYTHONPATH=/tmp/code:/tmp/site PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 MESH_VM=1",
+        "pids=",
+    ]
+    for name in balancers:
+        arguments = shlex.join(
+            ["-c", "tests/vm/guest.ini", "--rootdir=.", "-p", "tests.vm.plugin", "-v", "--tb=short",
+             f"--junitxml=/run/results/{name}.xml", *(chosen or _SUITES[name])]
+        )  # fmt: skip
+        shown = f"sed -u 's/^/{name:8} | /'"
+        lines.append(f"mkfifo /tmp/{name}; {shown} </tmp/{name} &")
+        lines.append(f'MESH_BALANCER={name} python3 -m pytest {arguments} >/tmp/{name} 2>&1 & pids="$pids $!"')
+    lines += ["status=0", "for pid in $pids; do wait $pid || status=1; done", "exit $status"]
+    return "\n".join(lines) + "\n"
+
+
+def read(file: Path) -> Results:
+    """A JUnit file of pytest."""
+    counts: Counter[str] = Counter()
+    failures = []
+    for case in ET.parse(file).getroot().iter("testcase"):
+        kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
+        kind = "failed" if kinds & {"failure", "error"} else "skipped" if kinds else "passed"
+        counts[kind] += 1
+        if kind == "failed":
+            failures.append(f"{case.get('classname')}::{case.get('name')}")
+    return Results(counts, failures)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--balancer", choices=BALANCERS, action="append", help="only that one")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds until the machine is switched off")
+    parser.add_argument("--keep", action="store_true", help="keep the directory of results")
+    parser.add_argument("tests", nargs="*", help="pytest's arguments in place of the whole suite")
+    asked = parser.parse_args()
+    balancers = tuple(asked.balancer or BALANCERS)
+    results = prepare()
+    try:
+        pack(results / "code.tar")
+        outcome = run(results, job(tuple(asked.tests), balancers), asked.limit)
+    except VmError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 2
+    good = outcome.status == 0
+    for name in balancers:
+        file = results / f"{name}.xml"
+        if not file.exists():
+            print(f"vm: {name}: no results")
+            good = False
+            continue
+        found = read(file)
+        print(f"vm: {name}: {', '.join(f'{count} {kind}' for kind, count in sorted(found.counts.items()))}")
+        for failure in found.failures:
+            print(f"vm: {name}: FAILED {failure}")
+        good = good and not found.failures and found.counts["passed"] > 0
+    print(f"vm: {'passed' if good else 'FAILED'}, {outcome.seconds:.0f} s, of which {outcome.boot_s:.0f} s to boot")
+    if asked.keep:
+        print(f"vm: results are in {results}")
+    else:
+        shutil.rmtree(results, ignore_errors=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
