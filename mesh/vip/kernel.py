@@ -17,6 +17,7 @@ from ipaddress import IPv4Address
 
 from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
+from mesh.vip.ipvs import Ipvs, probe
 from mesh.vip.namespace import Namespace, visit
 from mesh.vip.nft import Nft, VipError, find
 from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
@@ -24,20 +25,25 @@ from mesh.vip.rules import Edit, Elements, Held, Key, Table
 from mesh.vip.tables import Tables
 
 _FAILURES = (OSError, VipError)
+# Overrides the choice of the balancer, for trials and tests.
+BALANCER_VARIABLE = "MESH_BALANCER"
 
 
 class Kernel:
     """The balancers of one host. Holds nothing open between calls: a deleted namespace is gone at once."""
 
-    def __init__(self, host_netns: str | None = None, nft: Nft | None = None) -> None:
+    def __init__(self, host_netns: str | None = None, nft: Nft | None = None, balancer: str | None = None) -> None:
         """`host_netns` is the path of the host's namespace; None: the one this process is in.
 
-        `nft` runs the transactions; None: what the machine has. Raises VipError when nftables is not installed.
+        `nft` runs the transactions; None: what the machine has. `balancer` is "ipvs", "nftables" or "auto" (IPVS where
+        the kernel has it); None: what MESH_BALANCER says, or "auto". `balancer_reason` tells what came of it, for
+        people. Raises VipError when nftables is not installed, or a demanded IPVS is not there.
         """
         self._host = host_netns
         self._nft = nft if nft is not None else find()
         self._tables = Tables(self._nft)
-        self.balancer: Balancer = Nftables(self._tables)
+        demanded = balancer if balancer is not None else os.environ.get(BALANCER_VARIABLE, "")
+        self.balancer, self.balancer_reason = _choose(self._tables, host_netns, demanded)
         self._routers: set[str] = set()
         self._ports: Elements | None = None  # as last applied; None: not yet
 
@@ -147,6 +153,23 @@ class Kernel:
             report.changes += work(*arguments)
         except _FAILURES as error:
             report.errors.append(f"cannot {what}: {_reason(error)}")
+
+
+def _choose(tables: Tables, host_netns: str | None, demanded: str) -> tuple[Balancer, str]:
+    """The balancer, and why it is that one."""
+    match demanded:
+        case "nftables":
+            return Nftables(tables), "nftables, as demanded"
+        case "" | "auto" | "ipvs":
+            pass
+        case _:
+            raise VipError(f'cannot balance by "{demanded}": use ipvs, nftables or auto')
+    try:
+        return Ipvs(tables, probe(host_netns)), "ipvs, which this kernel has"
+    except VipError as error:
+        if demanded == "ipvs":
+            raise VipError(f"cannot balance by ipvs: {error}") from error
+        return Nftables(tables), f"nftables: {error}"
 
 
 def _reason(error: Exception) -> str:
