@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from mesh.vip.kernel import Kernel
-from tests.netns.vip_lab import Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
+from tests.netns.vip_lab import TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
 
 pytestmark = pytest.mark.root
 
@@ -98,14 +98,12 @@ def test_a_drained_backend_keeps_its_connections_and_flows_and_gets_no_new_ones(
 
 
 def test_a_connection_to_a_removed_backend_is_reset_also_when_it_was_drained_before(lab: Lab) -> None:
+    inside, outside = (lab.netns("client3"), vip(lab), TCP_PORT), (lab.outside, lab.hosts[2].address, PORT)
     for drain in (False, True):
-        lab.nets = default_nets()
-        lab.apply()
-        with (
-            connected(lab.netns("client3"), vip(lab)) as inside,
-            connected(lab.outside, lab.hosts[2].address, PORT) as outside,
-        ):
-            for one in (inside, outside):
+        for where in (inside, outside):
+            lab.nets = default_nets()
+            lab.apply()
+            with connected(*where) as one:
                 victim = lab.address(talk(one).task)
                 if drain:
                     backends(lab)[victim] = 0
@@ -114,8 +112,6 @@ def test_a_connection_to_a_removed_backend_is_reset_also_when_it_was_drained_bef
                 lab.nets["web"].backends = {a: 1 for a in default_nets()["web"].backends if a != victim}
                 lab.apply()
                 assert is_cut(one)
-                lab.nets = default_nets()
-                lab.apply()
 
 
 def test_other_connections_do_not_notice_that_a_backend_goes(lab: Lab) -> None:
