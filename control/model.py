@@ -162,6 +162,22 @@ class ContainerSpec(Value, frozen=True, kw_only=True):
     hostname: str = ""
 
 
+class HealthCheck(Value, frozen=True, kw_only=True):
+    """How it is found out that a task can serve. One of `command` (in the task; 0 is well), `tcp` and `http`.
+
+    A task is running, and gets connections, from its first success on; without one within `start_period_s` and then
+    `retries` intervals, and after so many failures in a row later, it has failed.
+    """
+
+    command: tuple[str, ...] = ()
+    tcp: int = 0  # a port on the task's address that takes connections
+    http: str = ""  # ":8080/healthz": answers 200 to 399
+    interval_s: float = 10.0
+    timeout_s: float = 3.0
+    retries: int = 3
+    start_period_s: float = 0.0
+
+
 class Resources(Value, frozen=True, kw_only=True):
     cpus: float = 0.0
     memory_bytes: int = 0
@@ -206,6 +222,7 @@ class TaskSpec(Value, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     stop_signal: str = "SIGTERM"
     stop_grace_s: float = 10.0
+    health: HealthCheck | None = None
     drain_s: float = DRAIN_S  # between its withdrawal from all balancers and its stop signal
     force_update: int = 0  # raised by `service update --force`
 

@@ -21,6 +21,7 @@ from control.model import (
     BalancePolicy,
     ClusterSpec,
     ContainerSpec,
+    HealthCheck,
     NamePolicy,
     NetworkSpec,
     NodeDescription,
@@ -68,6 +69,8 @@ SUBNET6_SHORTEST = 48
 TTL_MAX_S = 3600  # a name answered for longer would outlive the tasks it names
 IDLE_MIN_S = 60.0  # below, connections that only pause are cut
 NAMED_PORTS_MAX = 64
+HEALTH_MIN_S = 0.01  # below, checks would be all that a task does
+HEALTH_RETRIES_MAX = 1000
 SERVICE_NAME_MAX = 15
 
 NOT_FOR_SUBNETS = (
@@ -228,6 +231,8 @@ def _task(mistakes: _Mistakes, task: TaskSpec) -> None:
             _container(mistakes, container)
         case _:
             mistakes.add("it can be either a process or a container, not both")
+    if task.health is not None:
+        _health(mistakes, task.health)
     _resources(mistakes, task.resources)
     _restart(mistakes, task.restart)
     _placement(mistakes, task.placement)
@@ -254,6 +259,27 @@ def _container(mistakes: _Mistakes, container: ContainerSpec) -> None:
     _arguments(mistakes, (*container.command, *container.args))
     _environment(mistakes, container.env)
     _surroundings(mistakes, container.workdir, container.user, container.hostname)
+
+
+def _health(mistakes: _Mistakes, check: HealthCheck) -> None:
+    kinds = sum(map(bool, (check.command, check.tcp, check.http)))
+    mistakes.require(kinds == 1, "a health check is one of a command, a TCP port and an HTTP path")
+    _arguments(mistakes, check.command)
+    mistakes.number("port of the health check", check.tcp, 0, 65535)
+    if check.http and http_check(check.http) is None:
+        mistakes.add(f'health check over HTTP must be :PORT/PATH such as :8080/healthz, not "{_short(check.http)}"')
+    mistakes.number("health check interval", check.interval_s, HEALTH_MIN_S, DURATION_MAX_S, " s")
+    mistakes.number("health check time-out", check.timeout_s, HEALTH_MIN_S, DURATION_MAX_S, " s")
+    mistakes.number("health check retries", check.retries, 1, HEALTH_RETRIES_MAX)
+    mistakes.duration("health check start period", check.start_period_s)
+
+
+def http_check(text: str) -> tuple[int, str] | None:
+    """(port, path) of ":8080/healthz"; None if it is something else."""
+    match = re.fullmatch(r":([0-9]{1,5})(/[!-~]{0,1023})", text)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        return None
+    return int(match[1]), match[2]
 
 
 def _surroundings(mistakes: _Mistakes, workdir: str, user: str, hostname: str) -> None:

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from control.assignment import Endpoint
-from control.model import Network, NodeDescription, Task
+from control.model import HealthCheck, Network, NodeDescription, Task
 from mesh.agent import disk
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
@@ -25,11 +25,13 @@ from mesh.agent.session import Session
 from mesh.agent.tasks import (
     Action,
     Attached,
+    Check,
     Drain,
     Drained,
     Event,
     Exited,
     Failed,
+    Healthy,
     Prepare,
     Prepared,
     Remove,
@@ -40,11 +42,14 @@ from mesh.agent.tasks import (
     Started,
     Stop,
     Tasks,
+    Unhealthy,
     Wait,
+    Watch,
     Withdraw,
     Withdrawn,
 )
 from mesh.agent.view import View
+from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Launch
 from mesh.metrics import Metrics
 
@@ -54,6 +59,10 @@ log = logging.getLogger(__name__)
 # disk takes long, no more than a tenth of the time.
 SAVE_PAUSE_S = 0.1
 SAVE_SHARE = 10
+# Until a task is well for the first time it is probed this often: it gets its first connections so much later at most.
+START_INTERVAL_S = 0.1
+# While it waits for the next probe, it looks this often whether the task is still there.
+PROBE_LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +254,10 @@ class Agent:
                 return Started(task.id, await executor.start(self._launch(task)))
             case Wait(task_id):
                 return Exited(task_id, await executor.wait(task_id))
+            case Check(task):
+                return await self._until_healthy(task)
+            case Watch(task):
+                return await self._while_healthy(task)
             case Withdraw(task_id, most_s):
                 await asyncio.sleep(most_s)
                 return Withdrawn(task_id)
@@ -260,6 +273,42 @@ class Agent:
             case RetryLater(task_id, delay_s):
                 await asyncio.sleep(delay_s)
                 return RetryDue(task_id)
+
+    async def _until_healthy(self, task: Task) -> Event:
+        check, began = _check_of(task), asyncio.get_running_loop().time()
+        while self.tasks.probed(task.id):
+            error = await self._probe(task, check)
+            if not error:
+                return Healthy(task.id)
+            if asyncio.get_running_loop().time() - began > check.start_period_s + check.retries * check.interval_s:
+                return Unhealthy(task.id, f"unhealthy: {error}")
+            await asyncio.sleep(min(START_INTERVAL_S, check.interval_s))
+        return Unhealthy(task.id, "")  # it has ended meanwhile, and nobody minds
+
+    async def _while_healthy(self, task: Task) -> Event:
+        check, failures, error = _check_of(task), 0, ""
+        while failures < check.retries:
+            if not await self._pause_probing(task.id, check.interval_s):
+                break
+            error = await self._probe(task, check)
+            failures = failures + 1 if error else 0
+        return Unhealthy(task.id, f"unhealthy: {error}")
+
+    async def _pause_probing(self, task_id: str, delay_s: float) -> bool:
+        """Whether the task is still to be probed after a while; looked at in between, for pauses may be long."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay_s
+        while self.tasks.probed(task_id) and loop.time() < due:  # noqa: ASYNC110 - a slow look is all it needs
+            await asyncio.sleep(min(PROBE_LOOK_S, due - loop.time()))
+        return self.tasks.probed(task_id)
+
+    async def _probe(self, task: Task, check: HealthCheck) -> str:
+        """ "" when it is well, else why not."""
+        local, pid = self.tasks.local().get(task.id), self.tasks.pid(task.id)
+        if local is None or local.netns is None or pid is None:
+            return "it does not run"
+        address = task.addresses[0].address if task.addresses else "127.0.0.1"
+        return await probe(check, local.netns, address, pid)
 
     def _launch(self, task: Task) -> Launch:
         networks = {n.id: n for n in self.session.assignments.of("network", Network)}
@@ -282,4 +331,9 @@ class Agent:
 
 
 def _task_id(action: Action) -> str:
-    return action.task.id if isinstance(action, Prepare | Start) else action.task_id
+    return action.task.id if isinstance(action, Prepare | Start | Check | Watch) else action.task_id
+
+
+def _check_of(task: Task) -> HealthCheck:
+    assert task.spec.health is not None, "only tasks with a health check are probed"
+    return task.spec.health

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from control.lifecycle import TaskState, is_terminal
-from control.model import DRAIN_S, Task, TaskStatus
+from control.model import DRAIN_S, HealthCheck, Task, TaskStatus
 from mesh.agent.view import LocalTask
 from mesh.executor.protocol import Adopted, Exit, Sandbox
 
@@ -35,6 +35,7 @@ class Phase(enum.Enum):
 
     PREPARING = "preparing"
     STARTING = "starting"
+    CHECKING = "checking"  # until its health check succeeds for the first time
     RUNNING = "running"  # at rest as to what is wanted, and waiting for its end
     WITHDRAWING = "withdrawing"  # until no node sends it connections
     DRAINING = "draining"  # its open connections have their grace
@@ -79,6 +80,21 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Healthy:
+    """Its health check has succeeded, or it has none."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unhealthy:
+    """Its health check has failed for good; the sentence is for the user."""
+
+    task_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The action under way did not succeed; the sentence is for the user."""
 
@@ -114,7 +130,7 @@ class RetryDue:
     task_id: str
 
 
-Event = Prepared | Attached | Started | Failed | Withdrawn | Drained | Exited | Removed | RetryDue
+Event = Prepared | Attached | Started | Healthy | Unhealthy | Failed | Withdrawn | Drained | Exited | Removed | RetryDue
 
 
 # --- actions ------------------------------------------------------------------------------------------------------
@@ -135,6 +151,20 @@ class Wait:
     """Report the end of a started task (Exited)."""
 
     task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Probe its health until it succeeds (Healthy) or has failed for good (Unhealthy)."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Probe its health until it has failed for good (Unhealthy)."""
+
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +203,7 @@ class RetryLater:
     delay_s: float
 
 
-Action = Prepare | Start | Wait | Withdraw | Drain | Stop | Remove | RetryLater
+Action = Prepare | Start | Wait | Check | Watch | Withdraw | Drain | Stop | Remove | RetryLater
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -192,6 +222,8 @@ NEXT: dict[tuple[Phase, Wanted], tuple[Phase, TaskState | None, type[Action] | N
     (_P.READY, _W.RUN): (_P.STARTING, _S.STARTING, Start),
     (_P.READY, _W.STOP): (_P.ENDED, _S.SHUTDOWN, None),
     (_P.READY, _W.GONE): (_P.REMOVING, None, Remove),
+    (_P.CHECKING, _W.STOP): (_P.STOPPING, None, Stop),
+    (_P.CHECKING, _W.GONE): (_P.STOPPING, None, Stop),
     (_P.RUNNING, _W.STOP): (_P.WITHDRAWING, None, Withdraw),
     (_P.RUNNING, _W.GONE): (_P.WITHDRAWING, None, Withdraw),
     (_P.ENDED, _W.GONE): (_P.REMOVING, None, Remove),
@@ -202,14 +234,18 @@ ON_EVENT: dict[tuple[Phase, type[Event]], tuple[Phase, TaskState | None, type[Ac
     (_P.PREPARING, Prepared): (_P.ATTACHING, None, None),
     (_P.PREPARING, Failed): (_P.ENDED, _S.REJECTED, None),
     (_P.ATTACHING, Attached): (_P.READY, _S.READY, None),
-    (_P.STARTING, Started): (_P.RUNNING, _S.RUNNING, Wait),
+    (_P.STARTING, Started): (_P.CHECKING, None, Wait),
+    (_P.CHECKING, Healthy): (_P.RUNNING, _S.RUNNING, None),
+    (_P.CHECKING, Unhealthy): (_P.STOPPING, None, Stop),
+    (_P.CHECKING, Exited): (_P.ENDED, None, None),
+    (_P.RUNNING, Unhealthy): (_P.STOPPING, None, Stop),
     (_P.STARTING, Failed): (_P.ENDED, _S.FAILED, None),
     (_P.RUNNING, Exited): (_P.ENDED, None, None),
     (_P.WITHDRAWING, Exited): (_P.ENDED, None, None),
     (_P.WITHDRAWING, Withdrawn): (_P.DRAINING, None, Drain),
     (_P.DRAINING, Exited): (_P.ENDED, None, None),
     (_P.DRAINING, Drained): (_P.STOPPING, None, Stop),
-    (_P.STOPPING, Exited): (_P.ENDED, _S.SHUTDOWN, None),
+    (_P.STOPPING, Exited): (_P.ENDED, None, None),
     (_P.STOPPING, Failed): (_P.STOPPING, None, RetryLater),
     (_P.STOPPING, RetryDue): (_P.STOPPING, None, Stop),
     (_P.REMOVING, Failed): (_P.STUCK, None, RetryLater),
@@ -229,6 +265,8 @@ class _Entry:
     pid: int = 0
     exit: Exit | None = None
     error: str = ""
+    unhealthy: str = ""  # why it is being stopped, if its health check failed
+    watched: bool = False  # its health is being probed
     withdrawn: bool = False  # no node sends it new connections
     dirty: bool = True  # its status has not been handed out since it changed
     at_ms: int = 0
@@ -288,6 +326,8 @@ class Tasks:
             return
         self._note(entry, event)
         self._move(entry, step, now_ms)
+        if entry.phase is Phase.CHECKING and _health(entry) is None:
+            self._move(entry, ON_EVENT[Phase.CHECKING, Healthy], now_ms)
         self._advance(entry, now_ms)
 
     def drain(self) -> list[Action]:
@@ -314,6 +354,11 @@ class Tasks:
             if e.phase not in (Phase.REMOVING, Phase.STUCK)
         }
 
+    def probed(self, task_id: str) -> bool:
+        """Whether the health of a task is still of interest."""
+        entry = self._entries.get(task_id)
+        return entry is not None and entry.phase in (Phase.CHECKING, Phase.RUNNING)
+
     def attaching(self) -> frozenset[str]:
         """Tasks that wait for their interfaces."""
         return frozenset(e.task_id for e in self._entries.values() if e.phase is Phase.ATTACHING)
@@ -339,12 +384,23 @@ class Tasks:
 
     def _advance(self, entry: _Entry, now_ms: int) -> None:
         """Follow NEXT until the task waits for something, or is as wanted."""
+        self._probe(entry)
         for _ in Phase:  # no chain is longer than there are phases
             wanted = self._wanted(entry)
             step = NEXT.get((entry.phase, wanted)) if wanted is not None else None
             if step is None:
                 return
             self._move(entry, step, now_ms)
+
+    def _probe(self, entry: _Entry) -> None:
+        """Have its health probed, from its start on or from its adoption."""
+        if entry.task is None or _health(entry) is None:
+            return
+        if entry.phase is Phase.CHECKING and not entry.watched:
+            self._actions.append(Check(entry.task))
+        elif entry.phase is Phase.RUNNING and not entry.watched:
+            self._actions.append(Watch(entry.task))
+        entry.watched = entry.phase in (Phase.CHECKING, Phase.RUNNING)
 
     def _move(self, entry: _Entry, step: tuple[Phase, TaskState | None, type[Action] | None], now_ms: int) -> None:
         phase, state, action = step
@@ -384,10 +440,18 @@ class Tasks:
                 entry.pid = pid
             case Failed(error=error):
                 entry.error = error
+            case Unhealthy(error=error):
+                entry.unhealthy = error
+            case Healthy():
+                entry.watched = False  # from now on as one that runs
             case Exited(exit=ended):
-                _end(entry, ended, asked=entry.phase is Phase.STOPPING)
+                _end(entry, ended, asked=entry.phase is Phase.STOPPING and not entry.unhealthy)
             case Attached() | Withdrawn() | Drained() | Removed() | RetryDue():
                 pass
+
+
+def _health(entry: _Entry) -> HealthCheck | None:
+    return entry.task.spec.health if entry.task is not None else None
 
 
 def _withdraw_s(entry: _Entry) -> float:
@@ -399,6 +463,9 @@ def _withdraw_s(entry: _Entry) -> float:
 
 def _end(entry: _Entry, ended: Exit, *, asked: bool) -> None:
     entry.exit = ended
+    if entry.unhealthy:
+        entry.state, entry.error = _S.FAILED, entry.unhealthy
+        return
     entry.error = "" if asked else ended.message
     if asked:
         entry.state = _S.SHUTDOWN

@@ -29,6 +29,7 @@ ENV_FILE_MAX_BYTES = 1 << 20
 _CPUS = click.FloatRange(min=0)
 _RATIO = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=0)
+_PORT = click.IntRange(1, 65535)
 _SIGNAL = Parsed("signal", parse_signal)
 
 
@@ -77,6 +78,14 @@ _SPEC: list[Decorator] = [
     click.option("--restart-delay", type=DURATION, help="Between end and restart. [5s]"),
     click.option("--restart-max-attempts", type=_COUNT, metavar="N", help="0 for no limit. [0]"),
     click.option("--restart-window", type=DURATION, help="In which attempts are counted. [since the update]"),
+    click.option("--health-cmd", metavar="COMMAND", help="The task is well when this, run in it, ends with 0."),
+    click.option("--health-tcp", type=_PORT, metavar="PORT", help="The task is well when it takes connections there."),
+    click.option("--health-http", metavar=":PORT/PATH", help="The task is well when it answers 200 to 399 there."),
+    click.option("--health-interval", type=DURATION, help="Between two checks. [10s]"),
+    click.option("--health-timeout", type=DURATION, help="Of one check. [3s]"),
+    click.option("--health-retries", type=_COUNT, metavar="N", help="Failures in a row until it has failed. [3]"),
+    click.option("--health-start-period", type=DURATION, help="In which failures do not count. [0s]"),
+    click.option("--no-healthcheck", is_flag=True, help="It is well as long as it runs."),
     click.option("--drain-period", type=DURATION, help="For open connections, before the stop signal. [1s]"),
     click.option("--stop-signal", type=_SIGNAL, help="[SIGTERM]"),
     click.option("--stop-grace-period", type=DURATION, help="Before SIGKILL. [10s]"),

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from control.model import (
     ContainerSpec,
     GlobalMode,
+    HealthCheck,
     NamedPort,
     NetworkAttachment,
     PortSpec,
@@ -113,6 +114,38 @@ def new_service(flags: Flags, command: Sequence[str], environment: Mapping[str, 
     return with_fields(spec, flags)
 
 
+_HEALTH = ("health_cmd", "health_tcp", "health_http")
+
+
+def with_health(check: HealthCheck | None, flags: Flags) -> HealthCheck | None:
+    """A health check with what the flags change. Raises TextError."""
+    kinds = [flag for flag in _HEALTH if flags.get(flag) is not None]
+    if flags.get("no_healthcheck"):
+        if kinds:
+            raise TextError(f"--no-healthcheck and --{kinds[0].replace('_', '-')} contradict each other")
+        return None
+    if len(kinds) > 1:
+        raise TextError("a health check is one of --health-cmd, --health-tcp and --health-http")
+    if kinds:
+        old = check or HealthCheck()
+        command = ("/bin/sh", "-c", flags["health_cmd"]) if flags.get("health_cmd") else ()
+        check = replace(old, command=command, tcp=flags.get("health_tcp") or 0, http=flags.get("health_http") or "")
+    for flag, name in _HEALTH_TIMES.items():
+        if flags.get(flag) is not None:
+            if check is None:
+                raise TextError(f"--{flag.replace('_', '-')} needs a health check: --health-http, for instance")
+            check = replace(check, **{name: flags[flag]})
+    return check
+
+
+_HEALTH_TIMES = {
+    "health_interval": "interval_s",
+    "health_timeout": "timeout_s",
+    "health_retries": "retries",
+    "health_start_period": "start_period_s",
+}
+
+
 def attached(attachment: Attachment) -> NetworkAttachment:
     """As the model has it; the name is resolved by the manager."""
     return NetworkAttachment(network_id=attachment.network, aliases=attachment.aliases)
@@ -131,7 +164,7 @@ def with_fields(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
     for flag, path in FIELDS.items():
         if flags.get(flag) is not None:
             spec = _with(spec, path.split("."), flags[flag], "--" + flag.replace("_", "-"))
-    return spec
+    return replace(spec, task=replace(spec.task, health=with_health(spec.task.health, flags)))
 
 
 def _with(value: S, path: Sequence[str], new: object, flag: str) -> S:

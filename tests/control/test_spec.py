@@ -15,6 +15,7 @@ from control.model import (
     ClusterSpec,
     ContainerSpec,
     GlobalMode,
+    HealthCheck,
     NamedPort,
     NamePolicy,
     NetworkAttachment,
@@ -271,6 +272,16 @@ def test_bad_preferences(preference: str) -> None:
         (web(named_ports=(NamedPort(name="a", port=1),) * 2), 'port name "a/tcp" is given twice'),
         (web(balance=BalancePolicy(affinity_s=-1)), "client affinity must be 0 or more, not -1 s"),
         (web(balance=BalancePolicy(idle_s=1)), "idle time-out must be 60 to 3.16224e+07, not 1 s"),
+        (task(health=HealthCheck()), "a health check is one of a command, a TCP port and an HTTP path"),
+        (
+            task(health=HealthCheck(tcp=80, http=":80/")),
+            "a health check is one of a command, a TCP port and an HTTP path",
+        ),
+        (
+            task(health=HealthCheck(http="http://localhost/")),
+            'health check over HTTP must be :PORT/PATH such as :8080/healthz, not "http://localhost/"',
+        ),
+        (task(health=HealthCheck(tcp=80, retries=0)), "health check retries must be 1 to 1000, not 0"),
         (web(names=NamePolicy(ttl_s=86400)), "TTL of its name must be 0 to 3600, not 86400 s"),
     ],
 )

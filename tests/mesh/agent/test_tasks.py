@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from control.lifecycle import TaskState, Writer, is_terminal, may_observe
-from control.model import DRAIN_S, ProcessSpec, Task, TaskSpec, TaskStatus
+from control.model import DRAIN_S, HealthCheck, ProcessSpec, Task, TaskSpec, TaskStatus
 from mesh.agent.tasks import (
     NEXT,
     ON_EVENT,
     UNASKED_WITHDRAW_S,
     WITHDRAW_MAX_S,
     Attached,
+    Check,
     Drain,
     Drained,
     Event,
     Exited,
     Failed,
+    Healthy,
     Phase,
     Prepare,
     Prepared,
@@ -33,8 +35,10 @@ from mesh.agent.tasks import (
     Started,
     Stop,
     Tasks,
+    Unhealthy,
     Wait,
     Wanted,
+    Watch,
     Withdraw,
     Withdrawn,
 )
@@ -116,6 +120,68 @@ def test_a_task_to_stop_is_drained_before_its_signal() -> None:
     tasks.receive(Exited("t1", Exit(130)), 0)
     status = tasks.statuses()["t1"]
     assert (status.state, status.exit_code, status.error) == (TaskState.SHUTDOWN, 130, "")
+
+
+CHECK = HealthCheck(tcp=80)
+
+
+def checked(desired: TaskState = TaskState.RUNNING) -> Task:
+    made = task(desired)
+    return replace(made, spec=replace(made.spec, health=CHECK))
+
+
+def started_with_check() -> Tasks:
+    tasks = Tasks()
+    assigned(tasks, checked())
+    tasks.receive(Prepared("t1", Sandbox("t1", "x")), 0)
+    tasks.receive(Attached("t1"), 0)
+    tasks.drain()
+    tasks.receive(Started("t1", 42), 0)
+    return tasks
+
+
+def test_a_task_with_a_health_check_runs_from_its_first_success_on() -> None:
+    tasks = started_with_check()
+    assert tasks.drain() == [Wait("t1"), Check(checked())]
+    assert state(tasks) == TaskState.STARTING
+    assigned(tasks, checked())
+    assert tasks.drain() == [], "one probing at a time"
+    tasks.receive(Healthy("t1"), 0)
+    assert tasks.drain() == [Watch(checked())]
+    assert state(tasks) == TaskState.RUNNING
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["at its start", "later"])
+def test_a_task_that_is_unhealthy_is_stopped_and_has_failed_with_the_reason(before: bool) -> None:
+    tasks = started_with_check()
+    if before:
+        tasks.receive(Healthy("t1"), 0)
+    tasks.drain()
+    tasks.receive(Unhealthy("t1", "unhealthy: GET / was answered 500"), 0)
+    assert tasks.drain() == [Stop("t1", "SIGINT", 3.0)]
+    assert tasks.local()["t1"].draining, "no new connections from now on"
+    assert not tasks.probed("t1")
+    tasks.receive(Exited("t1", Exit(0)), 0)
+    status = tasks.statuses()["t1"]
+    assert (status.state, status.error) == (TaskState.FAILED, "unhealthy: GET / was answered 500")
+
+
+def test_a_task_that_never_served_is_stopped_without_draining() -> None:
+    tasks = started_with_check()
+    tasks.drain()
+    assigned(tasks, checked(TaskState.SHUTDOWN))
+    assert [type(a) for a in tasks.drain()] == [Stop]
+    tasks.receive(Unhealthy("t1", ""), 0)
+    tasks.receive(Exited("t1", Exit(0)), 0)
+    assert state(tasks) == TaskState.SHUTDOWN
+
+
+def test_the_health_of_adopted_tasks_is_watched_on() -> None:
+    tasks = Tasks()
+    tasks.adopt([Adopted("t1", Sandbox("t1", "x"), 42, None)], 0)
+    assigned(tasks, checked())
+    assert tasks.drain() == [Wait("t1"), Watch(checked())]
+    assert state(tasks) == TaskState.RUNNING
 
 
 def test_a_task_that_was_withdrawn_while_it_started_is_not_waited_for_again() -> None:
@@ -275,6 +341,8 @@ EVENTS: list[Event] = [
     Prepared("t1", Sandbox("t1", "x")),
     Attached("t1"),
     Started("t1", 1),
+    Healthy("t1"),
+    Unhealthy("t1", "unhealthy"),
     Failed("t1", "no"),
     Withdrawn("t1"),
     Drained("t1"),
