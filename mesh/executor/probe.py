@@ -13,7 +13,7 @@ from overlay.rtnl import inside
 
 OUTPUT_MAX = 200  # characters of a failed command's output that the user is shown
 _STATUS_LINE_MAX = 1024
-_REST_MAX = 64 << 10
+_PIECE = 64 << 10
 
 
 async def probe(check: HealthCheck, netns: str, address: str, pid: int) -> str:
@@ -74,9 +74,9 @@ async def _command(command: tuple[str, ...], pid: int) -> str:
     )
     try:
         assert process.stdout is not None
-        output = await process.stdout.read(OUTPUT_MAX)
-        while await process.stdout.read(_REST_MAX):
-            pass  # so that a command that says much is not held up
+        output = b""
+        while piece := await process.stdout.read(_PIECE):  # to its end, so that a command that says much is not held up
+            output = (output + piece)[:OUTPUT_MAX]
         code = await process.wait()
     finally:
         if process.returncode is None:
