@@ -50,7 +50,7 @@ def indexes(disk: Disk) -> list[int]:
 class SnapshotWriter:
     """A snapshot in the making: `write` each chunk, then `finish`; or `abandon`. Raises OSError as the disk does."""
 
-    def __init__(self, disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta) -> None:
+    def __init__(self, disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta, name: str = "") -> None:
         self._disk = disk
         self._meta = meta
         self._sealer: Sealer = ring.current()
@@ -58,7 +58,8 @@ class SnapshotWriter:
         self._end = End(0, 0, 0)
         self._check = 0
         self.chunks = 0
-        self._temporary = snapshot_name(meta.index) + UNFINISHED
+        self._name = name or snapshot_name(meta.index)
+        self._temporary = self._name + UNFINISHED
         self._handle: int | None = disk.open(self._temporary, create=True)
         self._write(SnapshotHeader(FORMAT, cluster_id, self._sealer.key_id, meta), PLAIN)
 
@@ -84,7 +85,7 @@ class SnapshotWriter:
         self._disk.sync(self._handle)
         self._disk.close(self._handle)
         self._handle = None
-        self._disk.rename(self._temporary, snapshot_name(self._meta.index))
+        self._disk.rename(self._temporary, self._name)
         self._disk.sync_directory()
 
     def abandon(self) -> None:
@@ -101,9 +102,11 @@ class SnapshotWriter:
         self._end = end
 
 
-def write_snapshot(disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta, chunks: Iterable[bytes]) -> int:
+def write_snapshot(
+    disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta, chunks: Iterable[bytes], name: str = ""
+) -> int:
     """All of it; its size in bytes. Raises OSError, and nothing is left then but perhaps an unfinished file."""
-    writer = SnapshotWriter(disk, cluster_id, ring, meta)
+    writer = SnapshotWriter(disk, cluster_id, ring, meta, name)
     try:
         for chunk in chunks:
             writer.write(chunk)
@@ -122,9 +125,9 @@ def read_header(disk: Disk, name: str) -> SnapshotHeader | None:
         disk.close(handle)
 
 
-def read_chunks(disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta) -> Iterator[bytes]:
+def read_chunks(disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta, name: str = "") -> Iterator[bytes]:
     """The chunks of a snapshot, one at a time. Raises Damaged, at the latest at its end, or BackendFailed."""
-    name = snapshot_name(meta.index)
+    name = name or snapshot_name(meta.index)
     path = disk.path(name)
     try:
         handle = disk.open(name, create=False)

@@ -124,6 +124,16 @@ class State:
                 yield _encoder.encode(_Rows(tuple(part[start:])))
 
     @staticmethod
+    def of_rows(version: int, rows: Iterable[Row]) -> State:
+        """The state of these rows."""
+        editor = RowMap().edit()
+        total = 0
+        for row in rows:
+            editor.set((row.kind, row.id), row)
+            total += row_hash(row)
+        return State(version, editor.done(), total % _MODULUS)
+
+    @staticmethod
     def of(chunks: Iterable[bytes]) -> State:
         """Inverse of `chunks`. Raises Damaged."""
         editor = RowMap().edit()

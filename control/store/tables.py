@@ -14,8 +14,9 @@ keep them as they are told; `txn` refuses what would give a claim two holders.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
+
+import msgspec
 
 from control.lifecycle import is_terminal
 from control.model import (
@@ -46,8 +47,7 @@ _LAST_CHARACTER = "\U0010ffff"
 _SLOT_DIGITS = 10  # so that slots sort as numbers: 2^31 slots
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One object's change. A deletion has no `after`, a creation no `before`."""
 
     action: Action
@@ -174,7 +174,7 @@ class Snapshot:
         out = Snapshot.__new__(Snapshot)
         out._version = version
         tables: dict[type[Value], Editor[str, Object]] = {}
-        index = self._index.edit()
+        index: Editor[IndexKey, str] | None = None
         for change in events:
             obj = change.object
             table = tables.get(type(obj))
@@ -184,15 +184,18 @@ class Snapshot:
                 table.delete(obj.id)
             else:
                 table.set(obj.id, change.after)
+            if same_keys(change.before, change.after):
+                continue
             had = index_keys(change.before) if change.before is not None else frozenset()
             has = index_keys(change.after) if change.after is not None else frozenset()
             if had != has:
+                index = index or self._index.edit()
                 for key in had - has:
                     index.delete(key)
                 for key in has - had:
                     index.set(key, obj.id)
         out._tables = self._tables | {cls: table.done() for cls, table in tables.items()}
-        out._index = index.done()
+        out._index = index.done() if index is not None else self._index
         return out
 
     def _typed(self, cls: type[T]) -> SortedMap[str, T]:
@@ -242,6 +245,21 @@ def index_keys(obj: Object) -> frozenset[IndexKey]:
         case Cluster() | RestingAddress():
             pass
     return frozenset(keys)
+
+
+def same_keys(before: Object | None, after: Object | None) -> bool:
+    """Whether both certainly have the same index tuples and claims. Most changes are those of a task's status."""
+    return (
+        isinstance(before, Task)
+        and isinstance(after, Task)
+        and before.id == after.id
+        and before.service_id == after.service_id
+        and before.slot == after.slot
+        and before.node_id == after.node_id
+        and before.addresses == after.addresses
+        and before.spec.networks == after.spec.networks
+        and is_terminal(before.status.state) == is_terminal(after.status.state)
+    )
 
 
 Claim = tuple[Space, str]

@@ -33,7 +33,7 @@ from control.store.errors import (
     TooLarge,
     VersionConflict,
 )
-from control.store.tables import Claim, Event, Snapshot, claims, event
+from control.store.tables import Claim, Event, Snapshot, claims, event, same_keys
 
 __all__ = [
     "AddressConflict",
@@ -184,7 +184,7 @@ def _check_new_task(task: Task, writer: Writer) -> None:
 def _check_claims(after: Snapshot, events: Iterable[Event]) -> None:
     """Refuse a second holder of anything that was claimed here; what was there before has been checked before."""
     for change in events:
-        if change.after is None:
+        if change.after is None or same_keys(change.before, change.after):
             continue
         held = claims(change.before) if change.before is not None else set()
         for claim in sorted(claims(change.after) - held):

@@ -1,0 +1,66 @@
+"""The other side: three etcd servers on loopback, and h2load, a client in C that speaks just enough gRPC.
+
+Each request is one Txn that puts objects of the same size as ours. h2load repeats one request, so etcd writes the same
+keys again and again; its store keeps every revision of them.
+"""
+
+import re
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from control.etcd.etcd_pb2 import PutRequest, RequestOp, TxnRequest
+from tests.control.etcd.server import Etcd
+
+METHOD = "/etcdserverpb.KV/Txn"
+
+
+def request(batch: int, value: bytes) -> bytes:
+    """A gRPC message: a Txn of `batch` puts."""
+    puts = [RequestOp(request_put=PutRequest(key=f"task/{i:025d}".encode(), value=value)) for i in range(batch)]
+    body = TxnRequest(success=puts).SerializeToString()
+    return struct.pack(">BI", 0, len(body)) + body
+
+
+def load(endpoint: str, clients: int, batch: int, seconds: float, value: bytes) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as directory:
+        data, log = Path(directory) / "request", Path(directory) / "log"
+        data.write_bytes(request(batch, value))
+        command = [
+            "h2load", "-c", str(min(clients, 10)), "-m", str(max(clients // 10, 1)), "-t", "1", "-D", str(max(round(seconds), 1)),
+            "-d", str(data), "-H", "content-type: application/grpc", "-H", "te: trailers",
+            f"--log-file={log}", f"http://{endpoint}{METHOD}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        took = [
+            int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines() if line.split("\t")[1] == "200"
+        ]
+    failed = re.search(r"(\d+) failed, (\d+) errored", done.stdout)
+    assert failed is not None, done.stdout
+    assert failed.groups() == ("0", "0"), done.stdout
+    took.sort()
+    return {
+        "txn_s": len(took) / max(round(seconds), 1),
+        "objects_s": len(took) * batch / max(round(seconds), 1),
+        "p50_ms": took[len(took) // 2],
+        "p99_ms": took[int(len(took) * 0.99)],
+    }
+
+
+def measure(seconds: float, value: bytes) -> dict[str, dict[str, float]]:
+    with tempfile.TemporaryDirectory() as directory:
+        etcd = Etcd(Path(directory), members=3, extra=("--max-txn-ops", "1024"))
+        etcd.start()
+        try:
+            time.sleep(2)
+            runs = {}
+            for key, clients, batch in (("seq", 1, 1), ("100 clients", 100, 1), ("10", 100, 10), ("200", 20, 200)):
+                # At the leader it is fastest; which one that is cannot be told from outside without another client.
+                runs[key] = max(
+                    (load(e, clients, batch, seconds / 2, value) for e in etcd.endpoints), key=lambda r: r["txn_s"]
+                )
+            return runs
+        finally:
+            etcd.stop()
