@@ -6,17 +6,24 @@ lives in the router's nftables table; a back end adds its own part to that table
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from ipaddress import IPv4Address
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from mesh.vip import ingress, maps, stale
+from mesh.vip import ingress, maps, rules, stale
+from mesh.vip.book import Book, Change, longest_idle_s
 from mesh.vip.maps import Group, ServiceKey
 from mesh.vip.namespace import Namespace
-from mesh.vip.plan import ObservedService, RouterPlan
-from mesh.vip.rules import Atom, Edit, Held, Table
+from mesh.vip.nft import Nft, Reservation, VipError
+from mesh.vip.plan import DEFAULT_IDLE_S, ObservedService, RouterPlan
+from mesh.vip.rules import Edit, Held, Table
 from mesh.vip.tables import Tables
+
+# How long a TCP connection may be silent before it is forgotten, in the namespace of the running thread.
+_IDLE = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
 
 
 class Balancer(Protocol):
@@ -40,45 +47,108 @@ class Balancer(Protocol):
         """The router of that path is no longer ours to look after: remember nothing of it."""
 
 
+@dataclass(slots=True)
+class _Router:
+    """What was last made of a router. `chains` counts the groups that use each."""
+
+    book: Book
+    groups: dict[ServiceKey, Group]
+    chains: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Groups before and after, of the services concerned, and all chains then in use."""
+
+    before: dict[ServiceKey, Group]
+    after: dict[ServiceKey, Group]
+    chains: Counter[str]
+
+
 class Nftables:
     """Balancing by maps in the router's table (see `maps`)."""
 
     name = "nftables"
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, nft: Nft) -> None:
         self._tables = tables
-        self._groups: dict[str, dict[ServiceKey, Group]] = {}
+        self._nft = nft
+        self._routers: dict[str, _Router] = {}
         # Routers to look at once more: a packet may have slipped through to a removed backend while its connections
         # were ended, or the look failed.
         self._recheck: set[str] = set()
 
     def sync(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
-        """See `Balancer`."""
+        """See `Balancer`. Raises Reservation when all is done, but by another scheduler than asked for."""
         path = router.netns
-        services = maps.merged(router.services)
+        whole = path not in self._routers  # also when something else failed the last time
+        known = self._routers.pop(path, None) or _Router(Book(), {}, Counter())
+        change = known.book.update(router.services)
         # All nodes but this one: a number that differs from node to node by one.
         turn = sum(back.node_number for back in router.return_paths)
-        before: dict[ServiceKey, Group] = {}
-        after: dict[ServiceKey, Group] = {}
+        step = _Step({}, {}, Counter())
 
         def wanted(held: Held | None, news: bool) -> tuple[Table, list[Edit]]:
-            nonlocal before, after
-            known = None if news else self._groups.get(path)
-            if known is None:
-                known = maps.read(held.elements) if held is not None else {}
-            before, after = known, maps.groups(known, services, turn)
-            return ingress.router_table(router) + maps.table(after), maps.edits(before, after)
+            nonlocal step, whole
+            if whole := whole or news:
+                step = _from_what_is_held(held, known.book, turn)
+            else:
+                step = _by_change(known, change, turn)
+            addresses = known.book.addresses.keys() | ingress.uplink_addresses(router)
+            return ingress.router_table(router, addresses) + maps.table(step.chains), maps.edits(
+                step.before, step.after
+            )
 
         synced = self._tables.sync(path, namespace, (*ingress.ROUTER_MAPS, *maps.MAPS), wanted)
-        self._groups[path] = after
-        lost = synced.news or _lost_a_backend(before, after)
+        _take_over(known, step, whole)
+        self._routers[path] = known
+        changes = synced.changes + self._tune(known.book) + self._end(namespace, path, known, step, whole)
+        if known.book.schedulers.keys() & {"lc", "wlc"}:
+            raise Reservation(maps.complaints(router.services), changes)
+        return changes
+
+    def _end(self, namespace: Namespace, path: str, router: _Router, step: _Step, news: bool) -> Counter[str]:
+        """End connections to backends that are gone, and send their clients elsewhere."""
+        lost = news or _lost_a_backend(step.before, step.after)
+        changes: Counter[str] = Counter()
+        if news or any(group.keep is not None for group in (*step.before.values(), *step.after.values())):
+            changes["vip client"] = self._forget_clients(namespace, path, router.groups)
         if not lost and path not in self._recheck:
-            return synced.changes
+            return +changes
         self._recheck.add(path)
-        ended = end_connections(namespace, stale.in_router(services), translated_only=not synced.news)
+        ended = end_connections(namespace, stale.by_service(router.book.service), translated_only=not news)
         if not lost and not ended:
             self._recheck.discard(path)
-        return synced.changes + Counter({"vip connection": ended})
+        changes["vip connection"] = ended
+        return changes
+
+    def _forget_clients(self, namespace: Namespace, path: str, groups: Mapping[ServiceKey, Group]) -> int:
+        """Let clients go whose backend takes none any more; returns how many. Elements expire while we look."""
+        count = 0
+        for clients in maps.CLIENTS:
+            for last in (False, True):
+                gone = maps.forgotten(namespace.elements(clients), groups)
+                if not gone:
+                    break
+                edit = Edit(clients, frozenset(gone), {})
+                try:
+                    self._nft.run(rules.emptied(clients) if last else rules.edited([edit]))
+                except VipError:
+                    if last:
+                        raise
+                    continue
+                self._tables.changed_by_us(path, namespace, 1)
+                count += len(gone)
+                break
+        return count
+
+    def _tune(self, book: Book) -> Counter[str]:
+        """Connections of the router may be silent as long as its most patient service says."""
+        wanted = str(math.ceil(longest_idle_s(book, DEFAULT_IDLE_S)))
+        if _IDLE.read_text().strip() == wanted:
+            return Counter()
+        _IDLE.write_text(wanted)
+        return Counter({"vip sysctl": 1})
 
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """See `Balancer`."""
@@ -94,9 +164,35 @@ class Nftables:
 
     def forget(self, path: str) -> None:
         """See `Balancer`."""
-        self._groups.pop(path, None)
+        self._routers.pop(path, None)
         self._recheck.discard(path)
         self._tables.forget(path)
+
+
+def _from_what_is_held(held: Held | None, book: Book, turn: int) -> _Step:
+    before = maps.read(held.elements) if held is not None else {}
+    after = maps.groups(before, book.merged(), turn)
+    return _Step(before, after, Counter(maps.chain_names(after.values())))
+
+
+def _by_change(router: _Router, change: Change, turn: int) -> _Step:
+    before = {key: router.groups[key] for key in change.keys if key in router.groups}
+    found = ((key, router.book.service(key)) for key in change.keys)
+    after = maps.groups(before, {key: service for key, service in found if service is not None}, turn)
+    chains = router.chains.copy()
+    chains.subtract(maps.chain_names(before.values()))
+    chains.update(maps.chain_names(after.values()))
+    return _Step(before, after, +chains)
+
+
+def _take_over(router: _Router, step: _Step, whole: bool) -> None:
+    if whole:
+        router.groups = step.after
+    else:
+        for key in step.before.keys() - step.after.keys():
+            del router.groups[key]
+        router.groups.update(step.after)
+    router.chains = step.chains
 
 
 def end_connections(namespace: Namespace, is_stale: stale.Judge, translated_only: bool) -> int:
@@ -120,9 +216,8 @@ def _members(group: Group) -> frozenset[tuple[int, int | None]]:
     return frozenset((int(backend.address), service.target_port) for backend in service.backends)
 
 
-def _observed(key: ServiceKey, slots: Mapping[Atom, int]) -> ObservedService:
-    addresses = maps.by_address(slots)
+def _observed(key: ServiceKey, slots: Mapping[int, int]) -> ObservedService:
+    address, addresses = maps.as_address(int(key[0])), maps.by_address(slots)
     if len(key) == 1:
-        return ObservedService(IPv4Address(key[0]), None, None, addresses)
-    address, protocol, port = key
-    return ObservedService(IPv4Address(address), maps.PROTOCOL_NAME[int(protocol)], int(port), addresses)
+        return ObservedService(address, None, None, addresses)
+    return ObservedService(address, maps.PROTOCOL_NAME[int(key[1])], int(key[2]), addresses)

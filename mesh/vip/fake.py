@@ -63,5 +63,5 @@ def _observed(router: RouterPlan) -> list[ObservedService]:
     return [
         ObservedService(service.address, service.protocol, service.port, slots)
         for service in maps.merged(router.services).values()
-        if (slots := maps.by_address(maps.shares(service.backends)))
+        if (slots := maps.by_address(maps.shares(service.backends, service.scheduler)))
     ]

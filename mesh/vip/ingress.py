@@ -24,11 +24,10 @@ asked and not harmed, it hears of no new connection while the port is published.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
-from mesh.vip.maps import PROTOCOL_NUMBER
+from mesh.vip.maps import PROTOCOL_NUMBER, as_address, is_ipv6
 from mesh.vip.plan import Address, PublishedPort, RouterPlan, VipPlan
 from mesh.vip.rules import Chain, Hook, Key, Kind, Map, Table
 
@@ -43,23 +42,42 @@ SKIP_PRIORITY = 1000
 RETURN_PRIORITY = 1001
 MAIN_RULE_PRIORITY = 32766  # of the rule for the main table, which the kernel makes
 
-_ICMP, _TCP = 1, 6
+_ICMP, _TCP, _ICMP6 = 1, 6, 58
+LOOPBACK_INDEX = 1  # lo is the first device of every namespace
 
 _ADDRESSES = Map("addresses", "type ipv4_addr", (Kind.ADDRESS,))
+_ADDRESSES6 = Map("v6addresses", "type ipv6_addr", (Kind.ADDRESS6,))
 _HAIRPIN = Map("hairpin", "type ipv4_addr . ipv4_addr", (Kind.ADDRESS, Kind.ADDRESS))
+_HAIRPIN6 = Map("v6hairpin", "type ipv6_addr . ipv6_addr", (Kind.ADDRESS6, Kind.ADDRESS6))
 _PEERS = Map("peers", "type ether_addr : mark", (Kind.MAC,), (Kind.MARK,))
 _ZONES = Map("zones", "typeof ether saddr : ct zone", (Kind.MAC,), (Kind.ZONE,))
 _ROUTERS = Map("routers", "type ipv4_addr", (Kind.ADDRESS,))
+_ROUTERS6 = Map("v6routers", "type ipv6_addr", (Kind.ADDRESS6,))
 PORTS = Map("ports", "type inet_proto . inet_service : ipv4_addr", (Kind.PROTOCOL, Kind.PORT), (Kind.ADDRESS,))
+PORTS6 = Map("v6ports", "type inet_proto . inet_service : ipv6_addr", (Kind.PROTOCOL, Kind.PORT), (Kind.ADDRESS6,))
+# Ports that are published on one address of the host.
+PORTS_AT = Map(
+    "ports_at",
+    "type ipv4_addr . inet_proto . inet_service : ipv4_addr",
+    (Kind.ADDRESS, Kind.PROTOCOL, Kind.PORT),
+    (Kind.ADDRESS,),
+)
+PORTS_AT6 = Map(
+    "v6ports_at",
+    "type ipv6_addr . inet_proto . inet_service : ipv6_addr",
+    (Kind.ADDRESS6, Kind.PROTOCOL, Kind.PORT),
+    (Kind.ADDRESS6,),
+)
 
-ROUTER_MAPS = (_ADDRESSES, _HAIRPIN, _PEERS, _ZONES)
-HOST_MAPS = (_HAIRPIN, _ROUTERS, PORTS)
+ROUTER_MAPS = (_ADDRESSES, _ADDRESSES6, _HAIRPIN, _HAIRPIN6, _PEERS, _ZONES)
+PORT_MAPS = (PORTS, PORTS6, PORTS_AT, PORTS_AT6)
+HOST_MAPS = (_HAIRPIN, _HAIRPIN6, _ROUTERS, _ROUTERS6, *PORT_MAPS)
 
 _REFUSED = Chain(
     "refused",
     (
         f"meta l4proto {_TCP} reject with tcp reset",
-        "reject with icmp type port-unreachable",
+        "reject with icmpx type port-unreachable",
     ),
 )
 
@@ -67,30 +85,37 @@ _REFUSED = Chain(
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
-def service_addresses(router: RouterPlan) -> frozenset[Address]:
-    """Addresses at which the router itself serves nobody."""
-    return frozenset({router.uplink_address, *(s.address for s in router.services)})
+def uplink_addresses(router: RouterPlan) -> frozenset[int]:
+    """The router's own addresses towards the host."""
+    return frozenset(int(one) for one in (router.uplink_address, router.uplink_address6) if one is not None)
 
 
-def vips(router: RouterPlan) -> frozenset[Address]:
-    """The addresses that must be routed to the router itself; the uplink address is one without our doing."""
-    return service_addresses(router) - {router.uplink_address}
+def service_addresses(router: RouterPlan) -> frozenset[int]:
+    """Addresses, as numbers, at which the router itself serves nobody."""
+    return uplink_addresses(router) | {int(s.address) for s in router.services}
 
 
-def router_table(router: RouterPlan) -> Table:
-    """The router's table but for the balancing."""
+def router_table(router: RouterPlan, addresses: Collection[int] | None = None) -> Table:
+    """The router's table but for the balancing. `addresses` are its `service_addresses`, where they are known."""
     up, vxlan = _device(router.uplink_device), _device(router.vxlan_device)
-    from_outside = f'iifname "{vxlan}" ip saddr != {router.subnet}'
+    outside = [f'iifname "{vxlan}" ip saddr != {router.subnet}']
+    leaving = [(f"ip saddr . ip daddr @{_HAIRPIN.name} snat ip to {router.gateway}", True)]
+    leaving.append((f'oifname "{up}" snat ip to {router.uplink_address}', router.masquerade))
+    if router.subnet6 is not None:
+        outside.append(f'iifname "{vxlan}" ip6 saddr != {router.subnet6}')
+        leaving.append((f"ip6 saddr . ip6 daddr @{_HAIRPIN6.name} snat ip6 to {router.gateway6}", True))
+        leaving.append((f'oifname "{up}" snat ip6 to {router.uplink_address6}', router.masquerade))
     apart = Chain(
         "apart",
-        (f"{from_outside} ct original zone set ether saddr map @{_ZONES.name}",),
+        tuple(f"{one} ct original zone set ether saddr map @{_ZONES.name}" for one in outside),
         Hook("filter", "prerouting", -300),
     )
     note = Chain(
         "note",
         (
-            f"{from_outside} ct state new ct mark set ether saddr map @{_PEERS.name}",
-            f"{from_outside} ct state new ct mark 0 drop",  # of no node of ours: answers would leave by the wrong door
+            *(f"{one} ct state new ct mark set ether saddr map @{_PEERS.name}" for one in outside),
+            # Of no node of ours: answers would leave by the wrong door.
+            *(f"{one} ct state new ct mark 0 drop" for one in outside),
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
             "ct direction reply ct mark != 0 meta mark set ct mark",
         ),
@@ -100,22 +125,21 @@ def router_table(router: RouterPlan) -> Table:
         "guard",
         (
             "ct state established,related accept",
-            f"ip protocol {_ICMP} accept",
+            f"meta l4proto {_ICMP} accept",
+            f"meta l4proto {_ICMP6} accept",
             f"ip daddr @{_ADDRESSES.name} goto {_REFUSED.name}",
+            f"ip6 daddr @{_ADDRESSES6.name} goto {_REFUSED.name}",
         ),
         Hook("filter", "input", 0),
     )
-    leave = Chain(
-        "leave",
-        (
-            f"ip saddr . ip daddr @{_HAIRPIN.name} snat to {router.gateway}",
-            *([f'oifname "{up}" snat to {router.uplink_address}'] if router.masquerade else []),
-        ),
-        Hook("nat", "postrouting", 100),
-    )
+    leave = Chain("leave", tuple(rule for rule, wanted in leaving if wanted), Hook("nat", "postrouting", 100))
+    ours = service_addresses(router) if addresses is None else addresses
+    tasks = [int(address) for address in router.local_tasks]
     elements: dict[str, dict[Key, Key]] = {
-        _ADDRESSES.name: {(int(address),): () for address in service_addresses(router)},
-        _HAIRPIN.name: {(int(address), int(address)): () for address in router.local_tasks},
+        _ADDRESSES.name: {(address,): () for address in ours if not is_ipv6(address)},
+        _ADDRESSES6.name: {(address,): () for address in ours if is_ipv6(address)},
+        _HAIRPIN.name: {(address, address): () for address in tasks if not is_ipv6(address)},
+        _HAIRPIN6.name: {(address, address): () for address in tasks if is_ipv6(address)},
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
         _ZONES.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
@@ -125,13 +149,14 @@ def router_table(router: RouterPlan) -> Table:
 
 def _forward(router: RouterPlan, up: str, vxlan: str) -> Chain:
     refuse = f"goto {_REFUSED.name}"
+    own = [f"ip daddr {router.subnet}", *([] if router.subnet6 is None else [f"ip6 daddr {router.subnet6}"])]
     return Chain(
         "pass",
         (
             "ct state established,related accept",
             f'iifname "{up}" ct status dnat accept',
             f'iifname "{up}" {refuse}',
-            f'oifname "{up}" ip daddr {router.subnet} {refuse}',  # an address that nobody has
+            *(f'oifname "{up}" {one} {refuse}' for one in own),  # an address that nobody has
             f'oifname "{up}" iifname "{vxlan}" {refuse}',  # tasks of other nodes leave by their own
             *([] if router.masquerade else [f'oifname "{up}" {refuse}']),
         ),
@@ -143,43 +168,75 @@ def host_table(plan: VipPlan) -> Table | None:
     """The host's table; None when there is no router."""
     if not plan.routers and not plan.published:
         return None
-    to_router = f"fib daddr type local dnat ip to meta l4proto . th dport map @{PORTS.name}"
-    routers = f"@{_ROUTERS.name}"
+    # A port that is published on an address wins over one that is published on all.
+    port = "meta l4proto . th dport"
+    to_router = (
+        f"fib daddr type local dnat ip to ip daddr . {port} map @{PORTS_AT.name}",
+        f"fib daddr type local dnat ip to {port} map @{PORTS.name}",
+        f"fib daddr type local dnat ip6 to ip6 daddr . {port} map @{PORTS_AT6.name}",
+        f"fib daddr type local dnat ip6 to {port} map @{PORTS6.name}",
+    )
+    routers = (f"ip daddr @{_ROUTERS.name}", f"ip6 daddr @{_ROUTERS6.name}")
     cross = Chain(
         "pass",
         # A router is reached by published ports only, from wherever; networks do not meet in the host.
-        (f"ip daddr {routers} ct direction original ct status & dnat == 0 goto {_REFUSED.name}",),
+        tuple(f"{one} ct direction original ct status & dnat == 0 goto {_REFUSED.name}" for one in routers),
         Hook("filter", "forward", 0),
     )
     leave = Chain(
         "leave",
         (
             f"ip saddr . ip daddr @{_HAIRPIN.name} masquerade",  # a container to its own network's published port
-            f"ip saddr 127.0.0.0/8 ip daddr {routers} masquerade",
-            f"ip saddr {routers} ip daddr != {routers} masquerade",
+            f"ip6 saddr . ip6 daddr @{_HAIRPIN6.name} masquerade",
+            f"ip saddr 127.0.0.0/8 ip daddr @{_ROUTERS.name} masquerade",
+            f"ip6 saddr ::1 ip6 daddr @{_ROUTERS6.name} masquerade",
+            f"ip saddr @{_ROUTERS.name} ip daddr != @{_ROUTERS.name} masquerade",
+            f"ip6 saddr @{_ROUTERS6.name} ip6 daddr != @{_ROUTERS6.name} masquerade",
         ),
         Hook("nat", "postrouting", 100),
     )
-    arrive = Chain("arrive", (to_router,), Hook("nat", "prerouting", -100))
-    start = Chain("start", (to_router,), Hook("nat", "output", -100))
-    addresses = {int(r.uplink_address) for r in plan.routers} | {int(p.router_address) for p in plan.published}
+    arrive = Chain("arrive", to_router, Hook("nat", "prerouting", -100))
+    start = Chain("start", to_router, Hook("nat", "output", -100))
+    addresses = {address for router in plan.routers for address in uplink_addresses(router)}
+    addresses |= {int(p.router_address) for p in plan.published}
+    addresses |= {int(p.router_address6) for p in plan.published if p.router_address6 is not None}
+    four, six = [a for a in addresses if not is_ipv6(a)], [a for a in addresses if is_ipv6(a)]
     elements: dict[str, dict[Key, Key]] = {
-        _HAIRPIN.name: {(address, address): () for address in addresses},
-        _ROUTERS.name: {(address,): () for address in addresses},
-        PORTS.name: published(plan.published)[0],
+        _HAIRPIN.name: {(address, address): () for address in four},
+        _HAIRPIN6.name: {(address, address): () for address in six},
+        _ROUTERS.name: {(address,): () for address in four},
+        _ROUTERS6.name: {(address,): () for address in six},
+        **published(plan.published)[0],
     }
     return Table(HOST_MAPS, (_REFUSED, arrive, start, cross, leave), elements)
 
 
-def published(ports: Iterable[PublishedPort]) -> tuple[dict[Key, Key], list[str]]:
-    """The elements of the host's map, and a sentence for each port that two networks want: the first one has it."""
-    found: dict[Key, Key] = {}
+def published(ports: Iterable[PublishedPort]) -> tuple[dict[str, dict[Key, Key]], list[str]]:
+    """The elements of the host's maps of ports, by map, and a sentence for each port that two networks want.
+
+    The first one has it. A port on chosen addresses is no conflict with one on all: the address is more precise.
+    """
+    found: dict[str, dict[Key, Key]] = {one.name: {} for one in PORT_MAPS}
     errors = []
     for port in ports:
-        key, router = (PROTOCOL_NUMBER[port.protocol], port.port), (int(port.router_address),)
-        if found.setdefault(key, router) != router:
+        clash = False
+        for name, key, router in _entries(port):
+            clash |= found[name].setdefault(key, router) != router
+        if clash:
             errors.append(f"cannot publish port {port.port}/{port.protocol} for a second network of this node")
     return found, errors
+
+
+def _entries(port: PublishedPort) -> Iterator[tuple[str, Key, Key]]:
+    key: Key = (PROTOCOL_NUMBER[port.protocol], port.port)
+    routers = {4: port.router_address, 6: port.router_address6}
+    if not port.addresses:
+        yield PORTS.name, key, (int(port.router_address),)
+        if port.router_address6 is not None:
+            yield PORTS6.name, key, (int(port.router_address6),)
+    for address in port.addresses:
+        if (router := routers[address.version]) is not None:
+            yield (PORTS_AT if address.version == 4 else PORTS_AT6).name, (int(address), *key), (int(router),)
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------
@@ -187,9 +244,18 @@ def published(ports: Iterable[PublishedPort]) -> tuple[dict[Key, Key], list[str]
 
 @dataclass(frozen=True, slots=True)
 class LocalRoute:
-    """`ip route add local ADDRESS dev lo`: the router answers ARP for it, and packets to it are taken in."""
+    """`ip route add local ADDRESS dev lo`: the router answers ARP for it, and packets to it are taken in.
+
+    On another device it is for answers to [::1]: Linux takes a loopback address in on the device of its route only.
+    """
 
     address: int  # as a number, there are many
+    device_index: int = LOOPBACK_INDEX
+
+    @property
+    def version(self) -> int:
+        """Of IP."""
+        return 6 if is_ipv6(self.address) or self.device_index != LOOPBACK_INDEX else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +263,7 @@ class ReturnRoute:
     """The way back to a node: the default route of its table, by its router on the VXLAN device."""
 
     node_number: int
-    via: IPv4Address
+    via: Address
     device_index: int
 
 
@@ -205,33 +271,59 @@ class ReturnRoute:
 class SkipRule:
     """The rule by which packets without a mark pass all return rules."""
 
+    version: int = 4  # of IP
+
 
 @dataclass(frozen=True, slots=True)
 class ReturnRule:
     """The rule that sends packets with a node's mark to its table."""
 
     node_number: int
+    version: int = 4
 
 
 RouteOrRule = LocalRoute | ReturnRoute | SkipRule | ReturnRule
 
+_LOOPBACK6 = 1  # ::1
+
+
+def vips(router: RouterPlan) -> frozenset[int]:
+    """The addresses that must be routed to the router itself; the uplink addresses are without our doing."""
+    return service_addresses(router) - uplink_addresses(router)
+
 
 def routing(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozenset[RouteOrRule]:
     """All routes and rules of ours that a router should have, given the indexes of its devices."""
-    back = {p.node_number: ReturnRoute(p.node_number, p.router_address, vxlan_index) for p in router.return_paths}
+    return ways_back(router, vxlan_index, uplink_index) | {LocalRoute(address) for address in vips(router)}
+
+
+def ways_back(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozenset[RouteOrRule]:
+    """Those that do not depend on the services."""
+    back = [ReturnRoute(p.node_number, p.router_address, vxlan_index) for p in router.return_paths]
+    if router.subnet6 is not None:
+        back += [
+            ReturnRoute(p.node_number, p.router_address6, vxlan_index)
+            for p in router.return_paths
+            if p.router_address6 is not None
+        ]
     if not router.masquerade:
-        back[HOST_NUMBER] = ReturnRoute(HOST_NUMBER, _host_end(router.uplink_address), uplink_index)
-    wanted: set[RouteOrRule] = {LocalRoute(int(address)) for address in vips(router)}
-    wanted |= set(back.values())
-    wanted |= {ReturnRule(number) for number in back}
-    if back:
-        wanted.add(SkipRule())
+        back.append(ReturnRoute(HOST_NUMBER, _host_end(router.uplink_address), uplink_index))
+        if router.uplink_address6 is not None:
+            back.append(ReturnRoute(HOST_NUMBER, _host_end(router.uplink_address6), uplink_index))
+    wanted: set[RouteOrRule] = set(back)
+    wanted |= {ReturnRule(one.node_number, one.via.version) for one in back}
+    wanted |= {SkipRule(one.via.version) for one in back}
     return frozenset(wanted)
 
 
-def _host_end(uplink_address: IPv4Address) -> IPv4Address:
-    """The other address of the uplink's /30."""
-    return next(one for one in IPv4Network((uplink_address, 30), strict=False).hosts() if one != uplink_address)
+def host_routing(uplinks: Iterable[int]) -> frozenset[RouteOrRule]:
+    """What the host needs so that [::1] answers for published ports, given its devices towards routers with IPv6."""
+    return frozenset(LocalRoute(_LOOPBACK6, index) for index in uplinks)
+
+
+def _host_end(uplink_address: Address) -> Address:
+    """The other address of the uplink: of its four addresses the two in the middle are in use."""
+    return as_address(int(uplink_address) ^ 3)
 
 
 def in_order(some: Iterable[RouteOrRule]) -> list[RouteOrRule]:

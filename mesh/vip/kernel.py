@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
+from mesh.vip.book import Book
+from mesh.vip.ingress import RouteOrRule
 from mesh.vip.ipvs import Ipvs, probe
-from mesh.vip.namespace import Namespace, visit
-from mesh.vip.nft import Nft, VipError, find
+from mesh.vip.namespace import Namespace, settle, visit
+from mesh.vip.nft import Nft, Reservation, VipError, find
 from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
 from mesh.vip.rules import Edit, Elements, Held, Key, Table
 from mesh.vip.tables import Tables
@@ -27,6 +30,16 @@ from mesh.vip.tables import Tables
 _FAILURES = (OSError, VipError)
 # Overrides the choice of the balancer, for trials and tests.
 BALANCER_VARIABLE = "MESH_BALANCER"
+
+
+@dataclass(slots=True)
+class _Ways:
+    """The routes and rules of a router as they were left: `fixed`, and one route for each address of the book."""
+
+    cookie: tuple[int, int]
+    own: frozenset[int]  # the router's own addresses, which need none
+    fixed: frozenset[RouteOrRule]
+    book: Book
 
 
 class Kernel:
@@ -43,9 +56,10 @@ class Kernel:
         self._nft = nft if nft is not None else find()
         self._tables = Tables(self._nft)
         demanded = balancer if balancer is not None else os.environ.get(BALANCER_VARIABLE, "")
-        self.balancer, self.balancer_reason = _choose(self._tables, host_netns, demanded)
+        self.balancer, self.balancer_reason = _choose(self._tables, self._nft, host_netns, demanded)
         self._routers: set[str] = set()
-        self._ports: Elements | None = None  # as last applied; None: not yet
+        self._ways: dict[str, _Ways] = {}
+        self._ports: dict[str, Elements] | None = None  # as last applied; None: not yet
 
     def apply(self, plan: VipPlan) -> Report:
         """Make every router and the host as planned. What cannot be done is told, the rest is done."""
@@ -54,8 +68,7 @@ class Kernel:
             self._attempt(report, f"balance in the router {router.netns}", self._router, router, report)
         if (table := ingress.host_table(plan)) is not None:
             report.errors += ingress.published(plan.published)[1]
-            self._attempt(report, "publish ports", self._publish, table)
-        self._nft.release()
+            self._attempt(report, "publish ports", self._publish, plan, table)
         return report
 
     def prune(self, plan: VipPlan) -> Report:
@@ -65,10 +78,12 @@ class Kernel:
             if os.path.exists(path):
                 self._attempt(report, f"remove the balancer from {path}", self._empty, path)
             self._routers.discard(path)
+            self._ways.pop(path, None)
             self.balancer.forget(path)
         if ingress.host_table(plan) is None:
             self._attempt(report, "remove the published ports", self._unpublish)
-        self._nft.release()
+        if report.changes:
+            settle()  # the namespaces may be deleted next
         return report
 
     def observe(self) -> Observed:
@@ -85,27 +100,56 @@ class Kernel:
         for path in (*self._routers, self._host):
             self._tables.forget(path)
         self._routers.clear()
+        self._ways.clear()
         self._ports = None
 
     # --- routers ----------------------------------------------------------------------------------------------------
 
     def _router(self, router: RouterPlan, report: Report) -> Counter[str]:
-        return visit(router.netns, lambda namespace: self._in_router(namespace, router, report))
+        return visit(router.netns, lambda namespace: self._in_router(namespace, router, report), self._nft.release)
 
     def _in_router(self, namespace: Namespace, router: RouterPlan, report: Report) -> Counter[str]:
         self._routers.add(router.netns)
-        vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
-        wanted, held = ingress.routing(router, vxlan, uplink), namespace.routing()
+        ways, add, delete = self._difference(namespace, router)
         try:
-            namespace.add_routing(ingress.in_order(wanted - held))
+            namespace.add_routing(ingress.in_order(add))
         except OSError as error:
+            ways = None  # look again
             report.errors.append(f"cannot route in the router {router.netns}: {_reason(error)}")
-        changes = self.balancer.sync(namespace, router)
-        namespace.delete_routing(ingress.in_order(held - wanted))
-        return changes + Counter({"vip route": len(wanted ^ held)})
+        try:
+            changes = self.balancer.sync(namespace, router)
+        except Reservation as reservation:
+            changes = reservation.changes
+            report.errors += reservation.sentences
+        namespace.delete_routing(ingress.in_order(delete))
+        if ways is not None:
+            self._ways[router.netns] = ways
+        return changes + Counter({"vip route": len(add) + len(delete)})
+
+    def _difference(
+        self, namespace: Namespace, router: RouterPlan
+    ) -> tuple[_Ways | None, frozenset[RouteOrRule], frozenset[RouteOrRule]]:
+        """(what there will be, routes and rules to add, those to delete).
+
+        The kernel is read when there is nothing to do by what we know: so each repetition of a plan repairs what others
+        broke, and a change costs the same with one service and with ten thousand.
+        """
+        vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
+        fixed, own = ingress.ways_back(router, vxlan, uplink), ingress.uplink_addresses(router)
+        known = self._ways.pop(router.netns, None)
+        if known is None or known.cookie != namespace.cookie or known.own != own:
+            known = _Ways(namespace.cookie, own, frozenset(), Book())
+        change, before = known.book.update(router.services), known.fixed
+        known.fixed = fixed
+        if before and (change.came or change.went or change.keys or fixed != before):
+            came, went = ({ingress.LocalRoute(a) for a in some - own} for some in (change.came, change.went))
+            return known, (fixed - before) | came, (before - fixed) | went
+        wanted = fixed | {ingress.LocalRoute(address) for address in known.book.addresses.keys() - own}
+        held = namespace.routing()
+        return known, wanted - held, held - wanted
 
     def _empty(self, path: str) -> Counter[str]:
-        return visit(path, lambda namespace: self._in_unwanted_router(path, namespace))
+        return visit(path, lambda namespace: self._in_unwanted_router(path, namespace), self._nft.release)
 
     def _in_unwanted_router(self, path: str, namespace: Namespace) -> Counter[str]:
         changes = self.balancer.remove(path, namespace)
@@ -115,17 +159,21 @@ class Kernel:
 
     # --- the host ---------------------------------------------------------------------------------------------------
 
-    def _publish(self, table: Table) -> Counter[str]:
-        return visit(self._host, lambda namespace: self._in_host(namespace, table))
+    def _publish(self, plan: VipPlan, table: Table) -> Counter[str]:
+        return visit(self._host, lambda namespace: self._in_host(namespace, plan, table), self._nft.release)
 
-    def _in_host(self, namespace: Namespace, table: Table) -> Counter[str]:
-        ports = table.elements[ingress.PORTS.name]
+    def _in_host(self, namespace: Namespace, plan: VipPlan, table: Table) -> Counter[str]:
+        ports = {one.name: table.elements[one.name] for one in ingress.PORT_MAPS}
 
         def wanted(_held: Held | None, _news: bool) -> tuple[Table, list[Edit]]:
             return table, []
 
+        devices = {p.uplink_device for p in plan.published if p.router_address6 is not None}
+        routes, held = ingress.host_routing(map(namespace.device_index, devices)), namespace.routing()
+        namespace.add_routing(ingress.in_order(routes - held))
         synced = self._tables.sync(self._host, namespace, ingress.HOST_MAPS, wanted)
-        changes = synced.changes
+        namespace.delete_routing(ingress.in_order(held - routes))
+        changes = synced.changes + Counter({"vip route": len(routes ^ held)})
         if synced.news or ports != self._ports:
             self._ports = None  # until it is done
             changes = changes + self._end_in_host(namespace, ports)
@@ -133,16 +181,19 @@ class Kernel:
         return changes
 
     def _unpublish(self) -> Counter[str]:
-        return visit(self._host, self._in_unwanted_host)
+        return visit(self._host, self._in_unwanted_host, self._nft.release)
 
     def _in_unwanted_host(self, namespace: Namespace) -> Counter[str]:
         changes = self._tables.remove(self._host, namespace)
+        held = namespace.routing()
+        namespace.delete_routing(ingress.in_order(held))
         self._ports = None
+        changes += Counter({"vip route": len(held)})
         return changes + (self._end_in_host(namespace, {}) if changes else Counter())
 
-    def _end_in_host(self, namespace: Namespace, ports: Elements) -> Counter[str]:
+    def _end_in_host(self, namespace: Namespace, ports: Mapping[str, Elements]) -> Counter[str]:
         """A machine's own table of connections can be large: without UDP ports the translated ones are enough."""
-        udp = any(key[0] == maps.PROTOCOL_NUMBER["udp"] for key in ports)
+        udp = any(key[-2] == maps.PROTOCOL_NUMBER["udp"] for some in ports.values() for key in some)
         is_stale = stale.in_host(ports, namespace.addresses() if udp else frozenset())
         return Counter({"vip connection": end_connections(namespace, is_stale, translated_only=not udp)})
 
@@ -155,11 +206,11 @@ class Kernel:
             report.errors.append(f"cannot {what}: {_reason(error)}")
 
 
-def _choose(tables: Tables, host_netns: str | None, demanded: str) -> tuple[Balancer, str]:
+def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str) -> tuple[Balancer, str]:
     """The balancer, and why it is that one."""
     match demanded:
         case "nftables":
-            return Nftables(tables), "nftables, as demanded"
+            return Nftables(tables, nft), "nftables, as demanded"
         case "" | "auto" | "ipvs":
             pass
         case _:
@@ -169,7 +220,7 @@ def _choose(tables: Tables, host_netns: str | None, demanded: str) -> tuple[Bala
     except VipError as error:
         if demanded == "ipvs":
             raise VipError(f"cannot balance by ipvs: {error}") from error
-        return Nftables(tables), f"nftables: {error}"
+        return Nftables(tables, nft), f"nftables: {error}"
 
 
 def _reason(error: Exception) -> str:

@@ -14,14 +14,14 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import TypeVar
 
 from mesh.vip import wire
 from mesh.vip.ingress import RouteOrRule
-from mesh.vip.rules import Held, HeldChain, Map
+from mesh.vip.rules import Held, HeldChain, Key, Map
 from mesh.vip.wire import Message, Nf, Rt
 
 T = TypeVar("T")
@@ -39,6 +39,10 @@ _BATCH = 128
 # A dump is repeated when the kernel says that what it walked changed under it. Somebody who changes things all the
 # time must not hold us up for ever: the last dump is then as good as any.
 _DUMP_ATTEMPTS = 5
+
+# Threads that are still leaving, while the next ones work: more would only wait for the same grace period.
+_MAX_VISITORS = 16
+_visitors = threading.BoundedSemaphore(_MAX_VISITORS)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -149,12 +153,8 @@ class Namespace:
         self.cookie = self.netfilter.cookie()
         self._route: Netlink | None = None
 
-    def __enter__(self) -> Namespace:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the sockets."""
         self.netfilter.close()
         if self._route is not None:
             self._route.close()
@@ -195,6 +195,13 @@ class Namespace:
     def _elements(self, of: Map) -> list[bytes]:
         return self.netfilter.dump(Nf.GET_ELEMENT, wire.of_set(of.name))
 
+    def elements(self, of: Map) -> dict[Key, Key]:
+        """The elements of a map of our table; none when it is not there."""
+        try:
+            return dict(pair for p in self._elements(of) for pair in wire.elements(of, p))
+        except FileNotFoundError:
+            return {}
+
     def has_table(self) -> bool:
         """Whether our table is there."""
         try:
@@ -209,14 +216,16 @@ class Namespace:
 
     def forget(self, connections: list[wire.Connection]) -> int:
         """End the tracking of connections; returns how many were still there."""
-        requests = [(int(Nf.CT_DELETE), 0, wire.nf_request(one.handle)) for one in connections]
+        requests = [(int(Nf.CT_DELETE), 0, wire.nf_request(one.handle, family=one.family)) for one in connections]
         return self.netfilter.change(requests).count(0)
 
     def routing(self) -> frozenset[RouteOrRule]:
         """The routes and rules that carry our protocol number."""
-        routes = map(wire.route, self.route.dump(Rt.GET_ROUTE, wire.of_our_routes()))
-        rules = map(wire.routing_rule, self.route.dump(Rt.GET_RULE, wire.of_rules()))
-        return frozenset(one for one in (*routes, *rules) if one is not None)
+        found: set[RouteOrRule | None] = set()
+        for family in (wire.AF_INET, wire.AF_INET6):
+            found.update(map(wire.route, self.route.dump(Rt.GET_ROUTE, wire.of_our_routes(family))))
+            found.update(map(wire.routing_rule, self.route.dump(Rt.GET_RULE, wire.of_rules(family))))
+        return frozenset(one for one in found if one is not None)
 
     def add_routing(self, wanted: list[RouteOrRule]) -> None:
         """Make routes and rules. Raises OSError for the first that failed, when all have been tried."""
@@ -236,7 +245,7 @@ class Namespace:
         _check(self.route.change(requests), unwanted, "remove", errno.ESRCH, errno.ENOENT)
 
     def addresses(self) -> frozenset[int]:
-        """The namespace's own IPv4 addresses, as numbers."""
+        """The namespace's own addresses, as numbers."""
         return frozenset(map(wire.own_address, self.route.dump(Rt.GET_ADDRESS, wire.of_addresses())))
 
     def device_index(self, name: str) -> int:
@@ -247,17 +256,43 @@ class Namespace:
             raise OSError(errno.ENODEV, f"there is no device {name}") from error
 
 
-def visit(path: str | None, work: Callable[[Namespace], T]) -> T:
-    """Run `work` in a namespace (None: this process's own) and return what it returns. Raises OSError."""
+def visit(path: str | None, work: Callable[[Namespace], T], leave: Callable[[], None] | None = None) -> T:
+    """Run `work` in a namespace (None: this process's own) and return what it returns. Raises OSError.
+
+    The visitor stays a moment longer than the answer: to close a socket of nf_tables is to wait until the kernel is
+    done with what was deleted in the namespace (some 15 ms). `leave` is run then, too. See `settle`.
+    """
+    opened: list[Namespace] = []
 
     def run() -> T:
         if path is not None:
             _enter(path)
-        with Namespace() as namespace:
-            return work(namespace)
+        opened.append(Namespace())
+        return work(opened[0])
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="visit") as thread:
+    def go() -> None:
+        try:
+            for namespace in opened:
+                namespace.close()
+            if leave is not None:
+                leave()
+        finally:
+            _visitors.release()
+
+    _visitors.acquire()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="visit")
+    try:
         return thread.submit(run).result()
+    finally:
+        thread.submit(go)
+        thread.shutdown(wait=False)
+
+
+def settle() -> None:
+    """Wait until all visitors have left: a namespace that is then deleted is gone at once."""
+    for _ in range(_MAX_VISITORS):
+        _visitors.acquire()
+    _visitors.release(_MAX_VISITORS)
 
 
 def _enter(path: str) -> None:

@@ -2,7 +2,7 @@
 
 Through libnftables by ctypes (0.3 ms for a small change), or where it is missing through the `nft` program (20 ms).
 A context of the library lives only until `release`: its socket would keep a deleted namespace alive. Closing it waits
-for the kernel to be done with what was deleted (some 15 ms), so it is done once for all, when all is changed.
+for the kernel to be done with what was deleted (some 15 ms), so it is done when nobody waits (`namespace.visit`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import threading
+from collections import Counter
 from typing import Protocol
 
 _SONAME = "libnftables.so.1"
@@ -21,6 +23,15 @@ class VipError(Exception):
     """The balancers cannot work on this machine, or nftables refused a transaction. One sentence."""
 
 
+class Reservation(VipError):
+    """All was done, but not all as it was asked for. `changes` counts what was done, by kind."""
+
+    def __init__(self, sentences: list[str], changes: Counter[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = sentences
+        self.changes = changes
+
+
 class Nft(Protocol):
     """Something that runs transactions of nftables."""
 
@@ -30,7 +41,7 @@ class Nft(Protocol):
         """Make one transaction in the namespace of this thread. Raises VipError; then nothing has changed."""
 
     def release(self) -> None:
-        """Let go of the namespaces that transactions were made in."""
+        """Let go of the namespaces that this thread's transactions were made in."""
 
 
 def find() -> Nft:
@@ -62,7 +73,7 @@ class Library:
         run = library.nft_run_cmd_from_buffer
         run.restype, run.argtypes = ctypes.c_int, [context, ctypes.c_char_p]
         self._library = library
-        self._contexts: list[int] = []  # one per transaction since the last release
+        self._of_thread = threading.local()
 
     def run(self, text: str) -> None:
         """See `Nft`."""
@@ -70,7 +81,7 @@ class Library:
         context = library.nft_ctx_new(0)
         if not context:
             raise VipError("cannot open a context of libnftables")
-        self._contexts.append(context)
+        self._contexts().append(context)
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         if library.nft_run_cmd_from_buffer(context, text.encode()) != 0:
@@ -78,8 +89,16 @@ class Library:
 
     def release(self) -> None:
         """See `Nft`."""
-        while self._contexts:
-            self._library.nft_ctx_free(self._contexts.pop())
+        contexts = self._contexts()
+        while contexts:
+            self._library.nft_ctx_free(contexts.pop())
+
+    def _contexts(self) -> list[int]:
+        """One per transaction of this thread since the last release."""
+        if not hasattr(self._of_thread, "contexts"):
+            self._of_thread.contexts = []
+        contexts: list[int] = self._of_thread.contexts
+        return contexts
 
 
 class Program:

@@ -20,9 +20,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
+from ipaddress import IPv6Address
 
 # Our one table, in a router and in a host. Nothing outside it is ever changed.
 TABLE = "mesh"
+# Of both versions of IP: one table, one transaction.
+_INET = f"inet {TABLE}"
 
 Atom = int | str
 Key = tuple[Atom, ...]
@@ -37,6 +41,7 @@ class Kind(Enum):
     """What one field of a key or a value is."""
 
     ADDRESS = "address"  # a number as well: IPv4Address objects hash ten times slower, and there are many
+    ADDRESS6 = "address6"  # likewise
     PROTOCOL = "protocol"  # IP protocol number
     PORT = "port"
     SLOT = "slot"  # a 32-bit number as numgen gives it, in the byte order of the machine
@@ -48,6 +53,7 @@ class Kind(Enum):
 
 LENGTH_BYTES = {
     Kind.ADDRESS: 4,
+    Kind.ADDRESS6: 16,
     Kind.PROTOCOL: 1,
     Kind.PORT: 2,
     Kind.SLOT: 4,
@@ -167,9 +173,10 @@ class Transaction:
 
 def removal() -> str:
     """Text that removes the table."""
-    return f"delete table ip {TABLE}\n"
+    return f"delete table {_INET}\n"
 
 
+@lru_cache(maxsize=16384)  # of the rules in use: every transaction compares all
 def tag(rule: str) -> str:
     """The comment that a rule carries."""
     return f"m:{hashlib.sha256(rule.encode()).hexdigest()[:_TAG_CHARACTERS]}"
@@ -214,7 +221,7 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     changes: Counter[str] = Counter()
     lines: list[str] = []
     if held is None:
-        lines += [f"add table ip {TABLE}", f"delete table ip {TABLE}", f"add table ip {TABLE}"]
+        lines += [f"add table {_INET}", f"delete table {_INET}", f"add table {_INET}"]
         changes["vip table"] += 1
         held = Held()
     edits = [one for one in edits if one.delete or one.add]
@@ -225,16 +232,30 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     lines += [_declared_chain(c) for c in wanted.chains if c.name not in held.chains]
     for one in edits:
         lines += _element_commands("delete", one.map, dict.fromkeys(one.delete, ()))
-    lines += [f"flush chain ip {TABLE} {name}" for name in obsolete_chains]
+    lines += [f"flush chain {_INET} {name}" for name in obsolete_chains]
     for chain in changed:
         lines += _rule_commands(chain, fresh=chain.name not in held.chains)
     for one in edits:
         lines += _element_commands("add", one.map, one.add)
-    lines += [f"delete chain ip {TABLE} {name}" for name in obsolete_chains]
-    lines += [f"delete {_noun(held.maps[name])} ip {TABLE} {name}" for name in obsolete_maps]
+    lines += [f"delete chain {_INET} {name}" for name in obsolete_chains]
+    lines += [f"delete {_noun(held.maps[name])} {_INET} {name}" for name in obsolete_maps]
     changes["vip element"] = sum(len(one.delete | one.add.keys()) for one in edits)
     changes["vip rule"] = len(obsolete_chains) + len(obsolete_maps) + len(changed)
     return Transaction("\n".join(lines) + "\n", +changes) if lines else None
+
+
+def edited(edits: Iterable[Edit]) -> str:
+    """Text that makes edits and nothing else."""
+    lines: list[str] = []
+    for one in edits:
+        lines += _element_commands("delete", one.map, dict.fromkeys(one.delete, ()))
+        lines += _element_commands("add", one.map, one.add)
+    return "\n".join(lines) + "\n"
+
+
+def emptied(what: Map) -> str:
+    """Text that deletes all elements of a map."""
+    return f"flush {what.noun} {_INET} {what.name}\n"
 
 
 def advance(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Held:
@@ -264,27 +285,27 @@ def _noun(shape: Shape) -> str:
 
 
 def _declared_map(what: Map) -> str:
-    return f"add {what.noun} ip {TABLE} {what.name} {{ {what.declaration}; }}"
+    return f"add {what.noun} {_INET} {what.name} {{ {what.declaration}; }}"
 
 
 def _declared_chain(what: Chain) -> str:
     if (hook := what.hook) is None:
-        return f"add chain ip {TABLE} {what.name}"
+        return f"add chain {_INET} {what.name}"
     base = f"type {hook.type} hook {hook.name} priority {hook.priority}; policy accept;"
-    return f"add chain ip {TABLE} {what.name} {{ {base} }}"
+    return f"add chain {_INET} {what.name} {{ {base} }}"
 
 
 def _rule_commands(chain: Chain, fresh: bool) -> Iterator[str]:
     if not fresh:
-        yield f"flush chain ip {TABLE} {chain.name}"
+        yield f"flush chain {_INET} {chain.name}"
     for rule in chain.rules:
-        yield f'add rule ip {TABLE} {chain.name} {rule} comment "{tag(rule)}"'
+        yield f'add rule {_INET} {chain.name} {rule} comment "{tag(rule)}"'
 
 
 def _element_commands(verb: str, of: Map, elements: Elements) -> Iterator[str]:
     texts = [_element(of, key, value) for key, value in elements.items()]
     for start in range(0, len(texts), _ELEMENTS_PER_COMMAND):
-        yield f"{verb} element ip {TABLE} {of.name} {{ {', '.join(texts[start : start + _ELEMENTS_PER_COMMAND])} }}"
+        yield f"{verb} element {_INET} {of.name} {{ {', '.join(texts[start : start + _ELEMENTS_PER_COMMAND])} }}"
 
 
 def _element(of: Map, key: Key, value: Key) -> str:
@@ -296,7 +317,7 @@ def _element(of: Map, key: Key, value: Key) -> str:
 
 def _fields(kinds: tuple[Kind, ...], values: Key) -> str:
     return " . ".join(
-        dotted(value) if kind is Kind.ADDRESS and isinstance(value, int) else str(value)
+        _WRITTEN[kind](value) if kind in _WRITTEN and isinstance(value, int) else str(value)
         for kind, value in zip(kinds, values, strict=bool(values))
     )
 
@@ -304,3 +325,10 @@ def _fields(kinds: tuple[Kind, ...], values: Key) -> str:
 def dotted(address: int) -> str:
     """An IPv4 address in its usual form."""
     return f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
+
+
+def _colons(address: int) -> str:
+    return str(IPv6Address(address))
+
+
+_WRITTEN = {Kind.ADDRESS: dotted, Kind.ADDRESS6: _colons}

@@ -64,6 +64,12 @@ class Tables:
                     raise
         raise AssertionError
 
+    def changed_by_us(self, path: str | None, namespace: Namespace, transactions: int) -> None:
+        """We made so many transactions by ourselves, of what is not in `maps`: they are no news."""
+        if (known := self._known.get(path)) is not None:
+            for _ in range(transactions):
+                known.generation = _next(known.generation)
+
     def remove(self, path: str | None, namespace: Namespace) -> Counter[str]:
         """Remove the table. Raises OSError or VipError."""
         self.forget(path)

@@ -3,7 +3,7 @@
 Reading the kernel through its own messages and not through `nft list` is ten times faster for large maps, does not
 depend on the version of nft (1.0.6 crashes on some of its own output), and tells the generation of the rule set, by
 which an unchanged table needs no reading at all. Layouts: linux/netlink.h, linux/netfilter/nf_tables.h,
-linux/netfilter/nfnetlink_conntrack.h, linux/rtnetlink.h, linux/fib_rules.h. IPv4 only.
+linux/netfilter/nfnetlink_conntrack.h, linux/rtnetlink.h, linux/fib_rules.h.
 
 The kernel is trusted to send well-formed messages; attributes that we do not know are passed over.
 """
@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from mesh.vip.ingress import (
+    LOOPBACK_INDEX,
     MAIN_RULE_PRIORITY,
     RETURN_PRIORITY,
     RETURN_TABLES,
@@ -31,7 +32,8 @@ from mesh.vip.ingress import (
 )
 from mesh.vip.rules import LENGTH_BYTES, TABLE, Atom, HeldChain, Hook, Key, Kind, Map, Shape, padded
 
-AF_UNSPEC, AF_INET = 0, 2
+AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
+_NFPROTO_INET = 1
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTERRUPTED = 0x1, 0x4, 0x10
 NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x100, 0x200, 0x400
@@ -136,7 +138,7 @@ _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # NF_INET_
 _ACCEPT = 1
 
 
-def nf_request(*attributes_: bytes, family: int = AF_INET) -> bytes:
+def nf_request(*attributes_: bytes, family: int = _NFPROTO_INET) -> bytes:
     """Payload of a request to nf_tables or conntrack."""
     return _NFGEN.pack(family, 0, 0) + b"".join(attributes_)
 
@@ -164,7 +166,7 @@ def is_dormant(payload: bytes) -> bool:
 
 def is_of_our_table(payload: bytes) -> bool:
     """Old kernels do not filter dumps by table."""
-    return payload[0] == AF_INET and _text(attributes(payload, _NFGEN_BYTES).get(1, b"")) == TABLE
+    return payload[0] == _NFPROTO_INET and _text(attributes(payload, _NFGEN_BYTES).get(1, b"")) == TABLE
 
 
 def chain(payload: bytes) -> tuple[str, HeldChain]:
@@ -232,8 +234,6 @@ def _fields(kinds: tuple[Kind, ...], data: bytes) -> Key:
 
 
 def _field(kind: Kind, data: bytes) -> Atom:
-    if kind is Kind.ADDRESS:
-        return int.from_bytes(data, "big")
     if kind in _NATIVE_KINDS:
         return int.from_bytes(data, sys.byteorder)
     if kind is Kind.MAC:
@@ -244,6 +244,7 @@ def _field(kind: Kind, data: bytes) -> Atom:
 # --- conntrack --------------------------------------------------------------------------------------------------------
 
 STATUS_TRANSLATED = 1 << 5  # IPS_DST_NAT
+_CTA_IP_SRC, _CTA_IP_DST = {AF_INET: 1, AF_INET6: 3}, {AF_INET: 2, AF_INET6: 4}
 _CTA_ORIGINAL, _CTA_REPLY, _CTA_STATUS, _CTA_ID, _CTA_STATUS_MASK = 1, 2, 3, 12, 26
 
 
@@ -260,19 +261,20 @@ class Connection:
     answerer: int  # source address of the replies: the backend, when translated
     answerer_port: int
     handle: bytes
+    family: int = AF_INET
 
 
 def of_connections(translated_only: bool) -> bytes:
     """Payload that asks for all connections, or (on kernels that can filter) those with a translated destination."""
     if not translated_only:
-        return nf_request()
+        return nf_request(family=AF_UNSPEC)
     status = _BE32.pack(STATUS_TRANSLATED)
-    return nf_request(attribute(_CTA_STATUS, status), attribute(_CTA_STATUS_MASK, status))
+    return nf_request(attribute(_CTA_STATUS, status), attribute(_CTA_STATUS_MASK, status), family=AF_UNSPEC)
 
 
 def connection(payload: bytes) -> Connection:
     """One connection of a dump."""
-    found = attributes(payload, _NFGEN_BYTES)
+    found, family = attributes(payload, _NFGEN_BYTES), payload[0]
     original, reply = attributes(found[_CTA_ORIGINAL]), attributes(found[_CTA_REPLY])
     to, transport = attributes(original[1]), attributes(original[2])
     answer, answer_transport = attributes(reply[1]), attributes(reply[2])
@@ -281,11 +283,12 @@ def connection(payload: bytes) -> Connection:
         handle += attribute(_CTA_ID, found[_CTA_ID])
     return Connection(
         protocol=transport[1][0],
-        destination=int.from_bytes(to[2], "big"),
+        destination=int.from_bytes(to[_CTA_IP_DST[family]], "big"),
         destination_port=int.from_bytes(transport.get(3, b""), "big"),
-        answerer=int.from_bytes(answer[1], "big"),
+        answerer=int.from_bytes(answer[_CTA_IP_SRC[family]], "big"),
         answerer_port=int.from_bytes(answer_transport.get(2, b""), "big"),
         handle=handle,
+        family=family,
     )
 
 
@@ -296,15 +299,16 @@ _RULE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, 0, 
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, device index
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _TABLE_LOCAL, _SCOPE_UNIVERSE, _SCOPE_HOST, _UNICAST, _LOCAL, _ONLINK = 255, 0, 254, 1, 2, 4
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+# Metric of local routes on other devices than lo: the one on lo is better wherever both will do.
+_BEHIND_LOOPBACK = 4096
 _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 4, 6, 10, 15, 16, 21
 _TO_TABLE, _GOTO = 1, 2
-LOOPBACK_INDEX = 1  # lo is the first device of every namespace
 
 
 def of_addresses() -> bytes:
     """Payload that asks for all addresses of the namespace."""
-    return _IFADDRMSG.pack(AF_INET, 0, 0, 0, 0)
+    return _IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
 
 
 def own_address(payload: bytes) -> int:
@@ -313,27 +317,29 @@ def own_address(payload: bytes) -> int:
     return int.from_bytes(found[_IFA_LOCAL] if _IFA_LOCAL in found else found[_IFA_ADDRESS], "big")
 
 
-def of_our_routes() -> bytes:
+def of_our_routes(family: int) -> bytes:
     """Payload that asks for the routes with our protocol number (all routes, where the kernel does not filter)."""
-    return _RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+    return _RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
 
 
-def of_rules() -> bytes:
+def of_rules(family: int) -> bytes:
     """Payload that asks for all routing rules."""
-    return _RULE.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+    return _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def route(payload: bytes) -> RouteOrRule | None:
     """A route of ours, or None."""
-    _, length, _, _, _, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
-    if protocol != ROUTE_PROTOCOL:
+    family, length, _, _, _, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
+    if protocol != ROUTE_PROTOCOL or family not in (AF_INET, AF_INET6):
         return None
     found = attributes(payload, _RTMSG.size)
-    if kind == _LOCAL and length == 32:
-        return LocalRoute(int.from_bytes(found[_RTA_DST], "big"))
+    if kind == _LOCAL and length == (32 if family == AF_INET else 128):
+        return LocalRoute(int.from_bytes(found[_RTA_DST], "big"), _native(found, _RTA_OIF))
     table = _native(found, _RTA_TABLE)
     if kind == _UNICAST and length == 0 and table > RETURN_TABLES and _RTA_GATEWAY in found:
-        return ReturnRoute(table - RETURN_TABLES, IPv4Address(found[_RTA_GATEWAY]), _native(found, _RTA_OIF))
+        via = found[_RTA_GATEWAY]
+        gateway = IPv4Address(via) if family == AF_INET else IPv6Address(via)
+        return ReturnRoute(table - RETURN_TABLES, gateway, _native(found, _RTA_OIF))
     return None
 
 
@@ -342,36 +348,43 @@ def routing_rule(payload: bytes) -> RouteOrRule | None:
     found = attributes(payload, _RULE.size)
     if found.get(_FRA_PROTOCOL) != bytes([ROUTE_PROTOCOL]):
         return None
-    mark = _native(found, _FRA_FWMARK)
-    return ReturnRule(mark) if mark else SkipRule()
+    mark, version = _native(found, _FRA_FWMARK), 6 if payload[0] == AF_INET6 else 4
+    return ReturnRule(mark, version) if mark else SkipRule(version)
 
 
 def _native(found: dict[int, bytes], kind: int) -> int:
     return int(_NATIVE32.unpack(found[kind])[0]) if kind in found else 0
 
 
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, _NATIVE32.pack(value))
+
+
 def encode(what: RouteOrRule) -> tuple[bool, bytes]:
     """(whether it is a rule, payload) to make or delete a route or rule."""
-
-    def number(kind: int, value: int) -> bytes:
-        return attribute(kind, _NATIVE32.pack(value))
-
     match what:
-        case LocalRoute(address):
-            head = _RTMSG.pack(AF_INET, 32, 0, 0, _TABLE_LOCAL, ROUTE_PROTOCOL, _SCOPE_HOST, _LOCAL, 0)
-            return False, head + attribute(_RTA_DST, _BE32.pack(address)) + number(_RTA_OIF, LOOPBACK_INDEX)
+        case LocalRoute(address, device_index):
+            family, length = (AF_INET6, 16) if what.version == 6 else (AF_INET, 4)
+            head = _RTMSG.pack(family, length * 8, 0, 0, _TABLE_LOCAL, ROUTE_PROTOCOL, _SCOPE_HOST, _LOCAL, 0)
+            body = attribute(_RTA_DST, address.to_bytes(length, "big")) + _number(_RTA_OIF, device_index)
+            if device_index != LOOPBACK_INDEX:
+                body += _number(_RTA_PRIORITY, _BEHIND_LOOPBACK)
+            return False, head + body
         case ReturnRoute(node_number, via, device_index):
-            head = _RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
-            table = number(_RTA_TABLE, RETURN_TABLES + node_number)
-            return False, head + table + attribute(_RTA_GATEWAY, via.packed) + number(_RTA_OIF, device_index)
-        case SkipRule():
-            head = _RULE.pack(AF_INET, 0, 0, 0, 0, 0, 0, _GOTO, 0)
-            body = number(_FRA_PRIORITY, SKIP_PRIORITY) + number(_FRA_GOTO, MAIN_RULE_PRIORITY)
-            mark = number(_FRA_FWMARK, 0) + number(_FRA_FWMASK, 0xFFFFFFFF)
-            return True, head + body + mark + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
-        case ReturnRule(node_number):
-            head = _RULE.pack(AF_INET, 0, 0, 0, 0, 0, 0, _TO_TABLE, 0)
-            body = number(_FRA_PRIORITY, RETURN_PRIORITY) + number(_FRA_TABLE, RETURN_TABLES + node_number)
-            mark = number(_FRA_FWMARK, node_number)
-            return True, head + body + mark + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
+            family = AF_INET6 if via.version == 6 else AF_INET
+            head = _RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
+            table = _number(_RTA_TABLE, RETURN_TABLES + node_number)
+            return False, head + table + attribute(_RTA_GATEWAY, via.packed) + _number(_RTA_OIF, device_index)
+        case SkipRule(version):
+            body = _number(_FRA_PRIORITY, SKIP_PRIORITY) + _number(_FRA_GOTO, MAIN_RULE_PRIORITY)
+            mark = _number(_FRA_FWMARK, 0) + _number(_FRA_FWMASK, 0xFFFFFFFF)
+            return True, _rule_head(version, _GOTO) + body + mark + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
+        case ReturnRule(node_number, version):
+            body = _number(_FRA_PRIORITY, RETURN_PRIORITY) + _number(_FRA_TABLE, RETURN_TABLES + node_number)
+            body += _number(_FRA_FWMARK, node_number)
+            return True, _rule_head(version, _TO_TABLE) + body + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
     raise AssertionError(what)
+
+
+def _rule_head(version: int, action: int) -> bytes:
+    return _RULE.pack(AF_INET6 if version == 6 else AF_INET, 0, 0, 0, 0, 0, 0, action, 0)

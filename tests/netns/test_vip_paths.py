@@ -67,6 +67,7 @@ def test_a_vip_reaches_tasks_on_this_and_other_hosts_which_see_the_clients_own_a
 def test_connections_go_round_the_backends_by_weight(lab: Lab) -> None:
     assert Counter(ask(lab.netns("client3"), vip(lab)).task for _ in range(12)) == {"web1": 6, "web2": 6}
     lab.nets["web"].backends[lab.address("web1")] = 3
+    lab.nets["web"].scheduler = "wrr"
     lab.apply()
     assert Counter(ask(lab.netns("client3"), vip(lab)).task for _ in range(12)) == {"web1": 9, "web2": 3}
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from mesh.vip.kernel import Kernel
-from mesh.vip.namespace import visit
+from mesh.vip.namespace import settle, visit
 from mesh.vip.nft import Library, Nft, Program, VipError
 from mesh.vip.plan import Backend, Observed, PublishedPort, VipPlan, VirtualService
 from overlay import names
@@ -50,32 +50,32 @@ def state(lab: Lab, host: Host) -> list[str]:
 DAMAGES = {
     "the whole rule set of the router": ("router", "nft flush ruleset"),
     "the whole rule set of the host": ("host", "nft flush ruleset"),
-    "the table": ("router", "nft delete table ip mesh"),
-    "a chain's rules": ("router", "nft flush chain ip mesh balance"),
-    "one shared chain's rules": ("router", "nft flush chain ip mesh any2_8"),
-    "a map": ("router", "nft flush map ip mesh any_to"),
-    "one element": ("router", "nft delete element ip mesh any { 10.1.0.200 }"),
-    "a foreign rule in front": ("router", "nft insert rule ip mesh pass drop"),
-    "a foreign rule behind": ("host", "nft add rule ip mesh leave masquerade"),
-    "a foreign chain": ("router", "nft add chain ip mesh foreign"),
+    "the table": ("router", "nft delete table inet mesh"),
+    "a chain's rules": ("router", "nft flush chain inet mesh balance"),
+    "one shared chain's rules": ("router", "nft flush chain inet mesh any2_8"),
+    "a map": ("router", "nft flush map inet mesh any_to"),
+    "one element": ("router", "nft delete element inet mesh any { 10.1.0.200 }"),
+    "a foreign rule in front": ("router", "nft insert rule inet mesh pass drop"),
+    "a foreign rule behind": ("host", "nft add rule inet mesh leave masquerade"),
+    "a foreign chain": ("router", "nft add chain inet mesh foreign"),
     "a foreign map in use": (
         "router",
-        """nft add map ip mesh m { type ipv4_addr : verdict; }; add chain ip mesh foreign
-        add rule ip mesh foreign ip daddr vmap @m; add element ip mesh m { 1.2.3.4 : goto refused }""",
+        """nft add map inet mesh m { type ipv4_addr : verdict; }; add chain inet mesh foreign
+        add rule inet mesh foreign ip daddr vmap @m; add element inet mesh m { 1.2.3.4 : goto refused }""",
     ),
-    "a foreign element": ("router", "nft add element ip mesh any { 10.1.0.201 : goto any1 }"),
-    "another slot": ("router", "nft add element ip mesh any_to { 10.1.0.200 . 7 : 10.1.0.99 }"),
+    "a foreign element": ("router", "nft add element inet mesh any { 10.1.0.201 : goto any1 }"),
+    "another slot": ("router", "nft add element inet mesh any_to { 10.1.0.200 . 7 : 10.1.0.99 }"),
     "a map of another type": (
         "router",
-        "nft delete table ip mesh; add table ip mesh; add map ip mesh any { type ipv4_addr : ipv4_addr; }",
+        "nft delete table inet mesh; add table inet mesh; add map inet mesh any { type ipv4_addr : ipv4_addr; }",
     ),
     "a chain of another priority": (
         "router",
-        """nft delete chain ip mesh note
-        add chain ip mesh note { type filter hook prerouting priority 5; policy accept; }""",
+        """nft delete chain inet mesh note
+        add chain inet mesh note { type filter hook prerouting priority 5; policy accept; }""",
     ),
-    "a policy": ("router", "nft add chain ip mesh pass { policy drop; }"),
-    "a sleeping table": ("router", "nft add table ip mesh { flags dormant; }"),
+    "a policy": ("router", "nft add chain inet mesh pass { policy drop; }"),
+    "a sleeping table": ("router", "nft add table inet mesh { flags dormant; }"),
     "the VIPs' routes": ("router", "ip route flush table local proto 110"),
     "the ways back": ("router", "ip route flush table 110001"),
     "the rules": ("router", "ip rule del priority 1001"),
@@ -206,6 +206,7 @@ def test_a_router_made_anew_under_the_same_name_is_filled_and_the_old_one_is_not
         assert kernel.apply(plan).errors == []
         first = inside(router.netns, "nft", "list", "ruleset")
         inode = str(os.stat(router.netns).st_ino)
+        settle()
         run("ip", "netns", "del", name)
         assert inode not in run("lsns", "-t", "net", "-n", "-o", "NS").split()
         make()
@@ -230,6 +231,7 @@ def test_what_is_there_can_be_seen(lab: Lab) -> None:
     host = lab.hosts[0]
     web, uplink = lab.nets["web"], names.uplink(lab.nets["web"].vni).router_address
     web.backends[lab.address("web1")] = 2
+    web.scheduler = "wrr"
     web.backends[IPv4Address("10.1.0.13")] = 0
     lab.apply()
     seen: Observed = lab.kernels[host.number].observe()
@@ -297,7 +299,7 @@ def test_a_transaction_that_fails_changes_nothing_and_says_why(lab: Lab, nft: Nf
     before = state(lab, host)
 
     def break_it(_: object) -> None:
-        nft.run("flush table ip mesh\nadd rule ip mesh nowhere accept\n")
+        nft.run("flush table inet mesh\nadd rule inet mesh nowhere accept\n")
 
     with pytest.raises(VipError, match="No such file or directory"):
         visit(lab.router(host), break_it)

@@ -17,7 +17,17 @@ from pathlib import Path
 
 from mesh.vip.kernel import Kernel
 from mesh.vip.namespace import visit
-from mesh.vip.plan import Backend, Protocol, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
+from mesh.vip.plan import (
+    Address,
+    Backend,
+    Protocol,
+    PublishedPort,
+    ReturnPath,
+    RouterPlan,
+    Scheduler,
+    VipPlan,
+    VirtualService,
+)
 from overlay import names
 from tests.netns.world import Host, Task, World, hosts_on_a_switch
 
@@ -146,6 +156,9 @@ class Net:
     backends: dict[IPv4Address, int] = field(default_factory=dict)  # address -> weight
     ports: dict[tuple[Protocol, int], int] = field(default_factory=dict)
     internal: bool = False
+    scheduler: Scheduler = "rr"
+    affinity_s: float = 0.0
+    at: tuple[Address, ...] = ()  # the addresses of hosts on which its ports are published
 
 
 @dataclass
@@ -191,7 +204,13 @@ class Lab:
         """What the balancers of a host should hold."""
         routers = tuple(self._router(host, name, net) for name, net in sorted(self.nets.items()))
         ports = tuple(
-            PublishedPort(protocol, port, names.uplink(net.vni).router_address, names.uplink(net.vni).host_device)
+            PublishedPort(
+                protocol,
+                port,
+                names.uplink(net.vni).router_address,
+                names.uplink(net.vni).host_device,
+                addresses=net.at,
+            )
             for net in self.nets.values()
             for protocol, port in net.ports
         )
@@ -201,7 +220,7 @@ class Lab:
         uplink = names.uplink(net.vni)
         backends = tuple(Backend(address, weight) for address, weight in net.backends.items())
         published = (
-            VirtualService(uplink.router_address, protocol, port, target, backends)
+            VirtualService(uplink.router_address, protocol, port, target, backends, net.scheduler, net.affinity_s)
             for (protocol, port), target in net.ports.items()
         )
         return RouterPlan(
@@ -218,7 +237,10 @@ class Lab:
                 for h in self.hosts
                 if h is not host
             ),
-            services=(VirtualService(net.vip, None, None, None, backends), *published),
+            services=(
+                VirtualService(net.vip, None, None, None, backends, net.scheduler, net.affinity_s),
+                *published,
+            ),
         )
 
     def with_services(self, host: Host, services: tuple[VirtualService, ...]) -> VipPlan:

@@ -40,7 +40,9 @@ def test_a_router_knows_its_services_local_tasks_and_peers() -> None:
     elements = ingress.router_table(ROUTER).elements
     assert elements == {
         "addresses": {(int(VIP),): (), (int(UPLINK),): ()},
+        "v6addresses": {},
         "hairpin": {(int(IPv4Address("10.1.0.11")),) * 2: ()},
+        "v6hairpin": {},
         "peers": {("02:6d:73:68:00:02",): (2,)},
         "zones": {("02:6d:73:68:00:02",): (2,)},
     }
@@ -54,14 +56,14 @@ def test_a_chain_comes_before_those_that_go_to_it() -> None:
 
 def test_only_networks_with_a_way_out_are_masqueraded_and_only_internal_ones_refused_there() -> None:
     internal = replace(ROUTER, masquerade=False)
-    assert 'oifname "up0" snat to 169.254.0.2' in chain(ROUTER, "leave")
-    assert "snat to 169.254.0.2" not in chain(internal, "leave")
+    assert 'oifname "up0" snat ip to 169.254.0.2' in chain(ROUTER, "leave")
+    assert "snat ip to 169.254.0.2" not in chain(internal, "leave")
     assert chain(ROUTER, "pass").splitlines()[-1] != 'oifname "up0" goto refused'
     assert chain(internal, "pass").splitlines()[-1] == 'oifname "up0" goto refused'
 
 
 def test_vips_are_local_routes_but_the_uplink_needs_none() -> None:
-    assert ingress.vips(ROUTER) == {VIP}
+    assert ingress.vips(ROUTER) == {int(VIP)}
     assert ingress.routing(ROUTER, 5, 6) == {
         LocalRoute(int(VIP)),
         ReturnRoute(2, PEER.router_address, 5),
@@ -104,10 +106,9 @@ def test_the_host_hands_published_ports_to_routers() -> None:
 def test_a_port_wanted_twice_is_told_and_the_first_has_it() -> None:
     other = IPv4Address("169.254.0.6")
     ports = [PublishedPort("tcp", 80, a, "mesh") for a in (UPLINK, UPLINK, other)]
-    assert ingress.published(ports) == (
-        {(6, 80): (int(UPLINK),)},
-        ["cannot publish port 80/tcp for a second network of this node"],
-    )
+    found, errors = ingress.published(ports)
+    assert found["ports"] == {(6, 80): (int(UPLINK),)}
+    assert errors == ["cannot publish port 80/tcp for a second network of this node"]
 
 
 def test_a_device_name_that_would_be_text_of_nft_is_our_own_bug() -> None:

@@ -19,11 +19,11 @@ TASKS = [IPv4Address("10.1.0.10") + n for n in range(8)]
 
 
 def service(*weights: int) -> VirtualService:
-    return VirtualService(VIP, None, None, None, tuple(map(Backend, TASKS, weights)))
+    return VirtualService(VIP, None, None, None, tuple(map(Backend, TASKS, weights)), "wrr")
 
 
 def published(*weights: int, port: int = 8080) -> VirtualService:
-    return VirtualService(VIP, "tcp", port, 80, tuple(map(Backend, TASKS, weights)))
+    return VirtualService(VIP, "tcp", port, 80, tuple(map(Backend, TASKS, weights)), "wrr")
 
 
 def applied(held: dict[str, dict[Key, Key]], edits: list[maps.Edit]) -> dict[str, dict[Key, Key]]:
@@ -125,11 +125,11 @@ def test_any_plan_follows_on_any_other_and_a_fresh_process_finds_nothing_to_do(
         wanted = maps.groups(held, services, turn)
         elements = applied(elements, maps.edits(held, wanted))
         held = wanted
-        table = maps.table(wanted)
+        table = maps.table(maps.chain_names(wanted.values()))
         chains = {chain.name: chain.rules for chain in table.chains}
         for key, one in services.items():
             shares = maps.shares(one.backends)
-            name = (maps.ANY if len(key) == 1 else maps.PORT).name
+            name = maps.family(key).name
             if not shares:
                 assert key not in elements[name]
                 continue

@@ -39,18 +39,18 @@ def lines(held: Held | None, table: Table) -> list[str]:
 def test_a_table_is_made_from_nothing_in_one_transaction_with_tagged_rules() -> None:
     tags = {rule: rules.tag(rule) for chain in WANTED.chains for rule in chain.rules}
     assert lines(None, WANTED) == [
-        "add table ip mesh",
-        "delete table ip mesh",
-        "add table ip mesh",
-        "add map ip mesh numbers { type ipv4_addr : mark; }",
-        "add set ip mesh names { type ipv4_addr . inet_service; }",
-        "add chain ip mesh to",
-        "add chain ip mesh in { type nat hook prerouting priority -100; policy accept; }",
-        f'add rule ip mesh to accept comment "{tags["accept"]}"',
-        f'add rule ip mesh in ip daddr @names goto to comment "{tags["ip daddr @names goto to"]}"',
-        f'add rule ip mesh in drop comment "{tags["drop"]}"',
-        "add element ip mesh numbers { 10.0.0.1 : 7 }",
-        "add element ip mesh names { 10.0.0.1 . 80 }",
+        "add table inet mesh",
+        "delete table inet mesh",
+        "add table inet mesh",
+        "add map inet mesh numbers { type ipv4_addr : mark; }",
+        "add set inet mesh names { type ipv4_addr . inet_service; }",
+        "add chain inet mesh to",
+        "add chain inet mesh in { type nat hook prerouting priority -100; policy accept; }",
+        f'add rule inet mesh to accept comment "{tags["accept"]}"',
+        f'add rule inet mesh in ip daddr @names goto to comment "{tags["ip daddr @names goto to"]}"',
+        f'add rule inet mesh in drop comment "{tags["drop"]}"',
+        "add element inet mesh numbers { 10.0.0.1 : 7 }",
+        "add element inet mesh names { 10.0.0.1 . 80 }",
     ]
 
 
@@ -61,8 +61,8 @@ def test_a_table_that_is_as_wanted_needs_no_transaction() -> None:
 def test_a_changed_element_is_deleted_and_added_and_nothing_else_is_touched() -> None:
     changed = Table(WANTED.maps, WANTED.chains, {**WANTED.elements, "numbers": {(0x0A000001,): (8,)}})
     assert lines(made(WANTED), changed) == [
-        "delete element ip mesh numbers { 10.0.0.1 }",
-        "add element ip mesh numbers { 10.0.0.1 : 8 }",
+        "delete element inet mesh numbers { 10.0.0.1 }",
+        "add element inet mesh numbers { 10.0.0.1 : 8 }",
     ]
     done = step(made(WANTED), changed)
     assert done is not None
@@ -73,8 +73,8 @@ def test_a_chain_with_other_rules_gets_all_of_them_anew_and_the_others_none() ->
     held = made(WANTED)
     held.chains["in"] = HeldChain(BASE, accepts=True, tags=(*held.chains["in"].tags, ""))
     text = lines(held, WANTED)
-    assert text[0] == "flush chain ip mesh in"
-    assert [line.split()[:5] for line in text[1:]] == [["add", "rule", "ip", "mesh", "in"]] * 2
+    assert text[0] == "flush chain inet mesh in"
+    assert [line.split()[:5] for line in text[1:]] == [["add", "rule", "inet", "mesh", "in"]] * 2
 
 
 def test_what_is_not_wanted_goes_after_all_that_refers_to_it() -> None:
@@ -85,14 +85,14 @@ def test_what_is_not_wanted_goes_after_all_that_refers_to_it() -> None:
     )
     text = lines(made(more), WANTED)
     assert text == [
-        "flush chain ip mesh more",
-        "flush chain ip mesh most",
-        "delete chain ip mesh more",
-        "delete chain ip mesh most",
-        "delete map ip mesh verdicts",
+        "flush chain inet mesh more",
+        "flush chain inet mesh most",
+        "delete chain inet mesh more",
+        "delete chain inet mesh most",
+        "delete map inet mesh verdicts",
     ]
     assert [line for line in lines(made(WANTED), more) if "element" in line] == [
-        "add element ip mesh verdicts { 10.0.0.1 : goto more }"
+        "add element inet mesh verdicts { 10.0.0.1 : goto more }"
     ]
 
 
@@ -101,8 +101,8 @@ def test_a_chain_is_deleted_after_the_elements_that_lead_to_it() -> None:
     before = Table((VERDICTS,), both, {"verdicts": {(1,): ("a",)}})
     after = Table((VERDICTS,), both[1:], {"verdicts": {(1,): ("b",)}})
     text = lines(made(before), after)
-    assert text.index("delete element ip mesh verdicts { 0.0.0.1 }") < text.index("delete chain ip mesh a")
-    assert text.index("add element ip mesh verdicts { 0.0.0.1 : goto b }") < text.index("delete chain ip mesh a")
+    assert text.index("delete element inet mesh verdicts { 0.0.0.1 }") < text.index("delete chain inet mesh a")
+    assert text.index("add element inet mesh verdicts { 0.0.0.1 : goto b }") < text.index("delete chain inet mesh a")
 
 
 @pytest.mark.parametrize(

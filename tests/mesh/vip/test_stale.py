@@ -72,5 +72,5 @@ def test_in_a_router(one: Connection, over: bool) -> None:
     ],
 )
 def test_in_the_host(one: Connection, over: bool) -> None:
-    ports = {(TCP, 8080): (int(UPLINK),), (UDP, 5353): (int(UPLINK),)}
+    ports = {"ports": {(TCP, 8080): (int(UPLINK),), (UDP, 5353): (int(UPLINK),)}}
     assert stale.in_host(ports, frozenset({int(HOST)}))(one) is over

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given, settings
@@ -77,13 +77,13 @@ def test_elements_of_concatenated_keys_are_padded_field_by_field() -> None:
     element = nested(1, nested(1, attribute(1, key)), nested(2, attribute(1, value)))
     payload = NFGEN + attribute(1, b"mesh\0") + nested(3, element, element)
     uplink, task = int(IPv4Address("169.254.0.2")), int(IPv4Address("10.1.0.7"))
-    assert list(wire.elements(maps.PORT_TO, payload)) == [((uplink, 6, 8080, 258), (task, 80))] * 2
+    assert list(wire.elements(maps.PORT.slots, payload)) == [((uplink, 6, 8080, 258), (task, 80))] * 2
 
 
 def test_elements_of_verdict_maps_and_of_macs() -> None:
     goto = nested(2, nested(2, attribute(1, be32(0xFFFFFFFC)), attribute(2, b"any3_1\0")))
     element = nested(1, nested(1, attribute(1, bytes([10, 0, 0, 1]))), goto)
-    assert list(wire.elements(maps.ANY, NFGEN + nested(3, element))) == [((0x0A000001,), ("any3_1",))]
+    assert list(wire.elements(maps.ANY.service, NFGEN + nested(3, element))) == [((0x0A000001,), ("any3_1",))]
     for kind, length in ((Kind.MARK, 4), (Kind.ZONE, 2)):
         peers = Map("peers", "", (Kind.MAC,), (kind,))
         number = nested(2, attribute(1, (258).to_bytes(length, sys.byteorder)))
@@ -110,13 +110,18 @@ def test_a_connection_tells_what_was_addressed_and_who_answers() -> None:
 
 ROUTING: list[RouteOrRule] = [
     LocalRoute(int(IPv4Address("10.1.0.200"))),
+    LocalRoute(int(IPv6Address("fd00:1::200"))),
+    LocalRoute(1, 12),
     ReturnRoute(7, IPv4Address("169.254.128.7"), 12),
+    ReturnRoute(7, IPv6Address("fd6d:6573:69::7"), 12),
     ReturnRule(7),
+    ReturnRule(7, 6),
     SkipRule(),
+    SkipRule(6),
 ]
 
 
-@pytest.mark.parametrize("one", ROUTING, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("one", ROUTING, ids=str)
 def test_routes_and_rules_are_read_as_they_were_written(one: RouteOrRule) -> None:
     is_rule, payload = wire.encode(one)
     assert is_rule == isinstance(one, ReturnRule | SkipRule)
@@ -126,7 +131,7 @@ def test_routes_and_rules_are_read_as_they_were_written(one: RouteOrRule) -> Non
 def test_routes_and_rules_of_others_are_nothing_to_us() -> None:
     _, route = wire.encode(ROUTING[0])
     assert wire.route(route[:5] + b"\x02" + route[6:]) is None  # protocol "kernel"
-    _, rule = wire.encode(ROUTING[2])
+    _, rule = wire.encode(ReturnRule(7))
     assert wire.routing_rule(rule.replace(attribute(21, bytes([110])), attribute(21, bytes([2])))) is None
     default = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 110, 0, 1, 0) + attribute(5, bytes([10, 0, 0, 1]))
     assert wire.route(default) is None  # of the main table

@@ -1,0 +1,112 @@
+"""The services of a router as they were last seen, and what a new list of them changes. Pure.
+
+A plan comes as a whole, however small the change. What is equal at both ends of the old and the new list is passed over
+(at once where the values are the same objects), so that all further work is that of the change, whatever the number of
+services.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mesh.vip import maps
+from mesh.vip.maps import ServiceKey
+from mesh.vip.plan import Scheduler, VirtualService
+
+T = TypeVar("T")
+Services = tuple[VirtualService, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The keys whose services may have changed, and the addresses that came and went."""
+
+    keys: frozenset[ServiceKey]
+    came: frozenset[int]
+    went: frozenset[int]
+
+
+@dataclass(slots=True)
+class Book:
+    """What is known of the services of one router."""
+
+    services: Services = ()
+    by_key: dict[ServiceKey, Services] = field(default_factory=dict)
+    addresses: Counter[int] = field(default_factory=Counter)  # never 0
+    schedulers: Counter[Scheduler] = field(default_factory=Counter)
+    idles_s: Counter[float] = field(default_factory=Counter)
+
+    def service(self, key: ServiceKey) -> VirtualService | None:
+        """What the services of one key amount to."""
+        found = self.by_key.get(key)
+        return maps.merged(found)[key] if found is not None else None
+
+    def merged(self) -> dict[ServiceKey, VirtualService]:
+        """All services by their keys."""
+        return maps.merged(self.services)
+
+    def update(self, services: Services) -> Change:
+        """Take over the new list."""
+        gone, new = _difference(self.services, services)
+        keys, before = set(), frozenset(int(one.address) for one in gone if int(one.address) in self.addresses)
+        for one in gone:
+            keys.add(self._remove(one))
+        came = frozenset(int(one.address) for one in new) - self.addresses.keys() - before
+        for one in new:
+            keys.add(self._add(one))
+        self.services = services
+        return Change(frozenset(keys), came, frozenset(a for a in before if a not in self.addresses))
+
+    def _remove(self, one: VirtualService) -> ServiceKey:
+        key = maps.service_key(one)
+        left = list(self.by_key[key])
+        left.remove(one)
+        if left:
+            self.by_key[key] = tuple(left)
+        else:
+            del self.by_key[key]
+        self._count(one, -1)
+        return key
+
+    def _add(self, one: VirtualService) -> ServiceKey:
+        key = maps.service_key(one)
+        self.by_key[key] = (*self.by_key.get(key, ()), one)
+        self._count(one, 1)
+        return key
+
+    def _count(self, one: VirtualService, step: int) -> None:
+        _step(self.addresses, int(one.address), step)
+        _step(self.schedulers, one.scheduler, step)
+        _step(self.idles_s, one.idle_s, step)
+
+
+def _step(of: Counter[T], what: T, step: int) -> None:
+    of[what] += step
+    if not of[what]:
+        del of[what]
+
+
+def _difference(old: Services, new: Services) -> tuple[list[VirtualService], list[VirtualService]]:
+    """(what is gone, what is new), each in its order."""
+    start, shorter = 0, min(len(old), len(new))
+    while start < shorter and _same(old[start], new[start]):
+        start += 1
+    end = 0
+    while end < shorter - start and _same(old[-1 - end], new[-1 - end]):
+        end += 1
+    gone, come = old[start : len(old) - end], new[start : len(new) - end]
+    if len(gone) != len(come):
+        return list(gone), list(come)
+    pairs = [(before, after) for before, after in zip(gone, come, strict=True) if not _same(before, after)]
+    return [before for before, _ in pairs], [after for _, after in pairs]
+
+
+def _same(one: VirtualService, other: VirtualService) -> bool:
+    return one is other or one == other
+
+
+def longest_idle_s(book: Book, otherwise_s: float) -> float:
+    """The longest time that a service of the router lets a connection be silent."""
+    return max(book.idles_s, default=otherwise_s)
