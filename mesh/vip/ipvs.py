@@ -10,21 +10,25 @@ Order: services, backends and weights, then the rules that send connections to t
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections import Counter
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
-from mesh.vip import ipvs_plan, ipvs_wire, maps, stale
+from mesh.vip import ingress, ipvs_plan, ipvs_wire, maps, rules, stale
 from mesh.vip.balancer import end_connections
-from mesh.vip.ipvs_plan import Operation, Service, ServiceId, Services
+from mesh.vip.book import Book, longest_idle_s
+from mesh.vip.ipvs_plan import Difference, Operation, Service, ServiceId, service_id
 from mesh.vip.ipvs_wire import Command
+from mesh.vip.maps import ServiceKey
 from mesh.vip.namespace import Namespace, Netlink, visit
-from mesh.vip.nft import VipError
-from mesh.vip.plan import Backend, ObservedService, RouterPlan, VirtualService
-from mesh.vip.rules import Edit, Held, Table
-from mesh.vip.tables import Tables
+from mesh.vip.nft import Reservation, VipError
+from mesh.vip.plan import DEFAULT_IDLE_S, ObservedService, RouterPlan, VirtualService
+from mesh.vip.rules import Edit, Elements, Held, Table
+from mesh.vip.tables import Synced, Tables
 
 _NETLINK_GENERIC = 16
 _SYSCTLS_AT = Path("/proc/sys/net/ipv4/vs")
@@ -38,11 +42,13 @@ SYSCTLS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    cookie: tuple[int, int]
-    wanted: tuple[VirtualService, ...]
-    held: Services
+@dataclass(slots=True)
+class _Router:
+    """What was last made of a router."""
+
+    book: Book = field(default_factory=Book)
+    cookie: tuple[int, int] = (0, 0)
+    services: dict[ServiceId, Service] = field(default_factory=dict)
 
 
 class Ipvs:
@@ -54,77 +60,89 @@ class Ipvs:
         """`family` is the number of IPVS among the kernel's generic netlink families (see `probe`)."""
         self._tables = tables
         self._family = family
-        self._known: dict[str, _Known] = {}
+        self._routers: dict[str, _Router] = {}
         # Routers whose stale connections are still to be ended, because the last attempt failed.
         self._recheck: set[str] = set()
 
     def sync(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
-        """See `Balancer`."""
+        """See `Balancer`. Raises Reservation when all is done but for services whose marks meet."""
         path = router.netns
-        services = maps.merged(router.services)
-        # All nodes but this one: a number that differs from node to node by one.
-        turn = sum(back.node_number for back in router.return_paths)
-        table = ipvs_plan.table(router, services.values())
-
-        def wanted(_held: Held | None, _news: bool) -> tuple[Table, list[Edit]]:
-            return table, []
-
+        known = self._routers.pop(path, None) or _Router()
+        change = known.book.update(router.services)
+        meeting = ipvs_plan.meeting(known.book.by_key)
+        fresh = bool(meeting) or known.cookie != namespace.cookie or not change.keys
+        known.cookie = namespace.cookie
         with _Door(self._family) as door:
-            changes = door.tune(ipvs_plan.idle_s(services.values()))
-            for fresh in (False, True):
-                held = self._look(namespace, router, door, fresh)
-                target, errors = ipvs_plan.services(services.values(), held, turn)
-                difference = ipvs_plan.difference(held, target)
-                self._known.pop(path, None)
-                try:
-                    door.do(difference.before)
-                    synced = self._tables.sync(path, namespace, table.maps, wanted)
-                    door.do(difference.after)
-                except OSError:
-                    if fresh:
-                        raise
-                    continue  # it was not as it was left: read it
-                break
-        self._known[path] = _Known(namespace.cookie, router.services, target)
-        changes += Counter({"vip service": len(difference.before) + len(difference.after)}) + synced.changes
-        if synced.news or difference.after or path in self._recheck:
+            changes = door.tune(math.ceil(longest_idle_s(known.book, DEFAULT_IDLE_S)))
+            try:
+                synced, step = self._step(namespace, router, known, door, None if fresh else change.keys)
+            except OSError:
+                if fresh:
+                    raise
+                # It was not as it was left: read it.
+                synced, step = self._step(namespace, router, known, door, None)
+        self._routers[path] = known
+        changes += Counter({"vip service": len(step.before) + len(step.after)}) + synced.changes
+        if synced.news or step.after or path in self._recheck:
             self._recheck.add(path)
-            ended = end_connections(namespace, stale.in_router(services), translated_only=False)
+            ended = end_connections(namespace, stale.by_service(known.book.service), translated_only=False)
             self._recheck.discard(path)
             changes += Counter({"vip connection": ended})
-        if errors:
-            raise VipError("; ".join(errors))
+        if meeting:
+            raise Reservation([_complaint(key) for key in sorted(meeting)], changes)
         return changes
 
-    def _look(self, namespace: Namespace, router: RouterPlan, door: _Door, fresh: bool) -> Services:
-        """The services that are there."""
-        known = self._known.get(router.netns)
-        if fresh or known is None or known.cookie != namespace.cookie:
-            return door.read()
-        if known.wanted != router.services:
-            return known.held
-        found = door.read()
-        return {id_: known.held[id_] if known.held.get(id_) == one else one for id_, one in found.items()}
+    def _step(
+        self, namespace: Namespace, router: RouterPlan, known: _Router, door: _Door, keys: frozenset[ServiceKey] | None
+    ) -> tuple[Synced, Difference]:
+        """Change what concerns the services of some keys; None: read what is there, and change whatever differs."""
+        book, before = known.book, known.services
+        # All nodes but this one: a number that differs from node to node by one.
+        turn = sum(back.node_number for back in router.return_paths)
+        some = _services(book, keys)
+        wanted = {service_id(key): ipvs_plan.service(one, turn) for key, one in some.items()}
+        held = door.read() if keys is None else {id_: before[id_] for id_ in map(service_id, keys) if id_ in before}
+        step = ipvs_plan.difference(held, wanted)
+        addresses = book.addresses.keys() | ingress.uplink_addresses(router)
+
+        def table(there: Held | None, news: bool) -> tuple[Table, list[Edit]]:
+            concerned = None if news else keys
+            elements = ipvs_plan.elements((_services(book, None) if concerned is None else some).values())
+            return ipvs_plan.table(router, addresses), _edits(there, elements, concerned)
+
+        door.do(step.before)
+        synced = self._tables.sync(router.netns, namespace, (*ingress.ROUTER_MAPS, *ipvs_plan.MAPS), table)
+        door.do(step.after)
+        if keys is None:
+            known.services = wanted
+        else:
+            for id_ in held:
+                del before[id_]
+            before.update(wanted)
+        return synced, step
 
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """See `Balancer`."""
-        held = namespace.table((ipvs_plan.MARKS,))
+        held = namespace.table((ipvs_plan.MARKS, ipvs_plan.MARKS6))
         if held is None:
             return ()
-        vips = {int(mark): address for (address,), (mark,) in held.elements.get(ipvs_plan.MARKS.name, {}).items()}
+        addresses = {
+            int(number): int(address)
+            for of in (ipvs_plan.MARKS, ipvs_plan.MARKS6)
+            for (address,), (number,) in held.elements.get(of.name, {}).items()
+        }
         with _Door(self._family) as door:
             found = door.read()
         seen = []
         for id_, service in found.items():
-            slots = maps.shares(Backend(_address(one.address), weight) for one, weight in service.weights.items())
-            if not slots or (id_.mark and id_.mark not in vips):
+            slots = {ip_address(one.address): weight for one, weight in service.weights.items() if weight > 0}
+            if not slots:
                 continue
-            counts = {IPv4Address(address): count for address, count in slots.items()}
-            if id_.mark:
-                seen.append(ObservedService(IPv4Address(vips[id_.mark]), None, None, counts))
-            else:
+            if not id_.mark:
                 protocol = maps.PROTOCOL_NAME[id_.protocol]
-                seen.append(ObservedService(_address(id_.address), protocol, id_.port, counts))
+                seen.append(ObservedService(ip_address(id_.address), protocol, id_.port, slots))
+            elif id_.mark in addresses:
+                seen.append(ObservedService(maps.as_address(addresses[id_.mark]), None, None, slots))
         return tuple(seen)
 
     def remove(self, path: str, namespace: Namespace) -> Counter[str]:
@@ -136,9 +154,35 @@ class Ipvs:
 
     def forget(self, path: str) -> None:
         """See `Balancer`."""
-        self._known.pop(path, None)
+        self._routers.pop(path, None)
         self._recheck.discard(path)
         self._tables.forget(path)
+
+
+def _services(book: Book, keys: Collection[ServiceKey] | None) -> dict[ServiceKey, VirtualService]:
+    """The services of some keys, or all that IPVS can hold."""
+    if keys is None:
+        meeting = ipvs_plan.meeting(book.by_key)
+        return {key: one for key, one in book.merged().items() if key not in meeting}
+    found = ((key, book.service(key)) for key in keys)
+    return {key: one for key, one in found if one is not None}
+
+
+def _complaint(key: ServiceKey) -> str:
+    return (
+        f"cannot balance {maps.as_address(int(key[0]))} by ipvs: another address of the network ends with the same bits"
+    )
+
+
+def _edits(there: Held | None, wanted: Mapping[str, Elements], keys: Collection[ServiceKey] | None) -> list[Edit]:
+    """What leads to the wanted elements; only those of `keys` matter, where they are given."""
+    edits = []
+    for of in ipvs_plan.MAPS:
+        held = there.elements.get(of.name, {}) if there is not None else {}
+        if keys is not None:
+            held = {key: held[key] for key in keys if key in held}
+        edits.append(rules.edit(of, held, wanted[of.name]))
+    return edits
 
 
 class _Door:
@@ -194,10 +238,6 @@ class _Door:
                     raise OSError(number, f"cannot set the idle time-out of IPVS: {os.strerror(number)}")
                 changed += 1
         return +Counter({"vip sysctl": changed})
-
-
-def _address(packed: bytes) -> IPv4Address | IPv6Address:
-    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
 def probe(host_netns: str | None) -> int:

@@ -18,14 +18,13 @@ backend that is deleted (`expire_nodest_conn`). So the table is changed by diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from mesh.vip import ingress, maps
-from mesh.vip.maps import PROTOCOL_NUMBER, ServiceKey
+from mesh.vip import ingress
+from mesh.vip.maps import ServiceKey, is_ipv6, service_key
 from mesh.vip.plan import RouterPlan, VirtualService
 from mesh.vip.rules import Chain, Hook, Key, Kind, Map, Table
 
@@ -39,15 +38,14 @@ _HASHING = frozenset({"sh", "mh"})
 _MARK6, _MARK6_BITS = 0x4000_0000, 30
 
 MARKS = Map("marks", "type ipv4_addr : mark", (Kind.ADDRESS,), (Kind.MARK,))
-IDLE = Map(
-    "idle",
-    "type ipv4_addr . inet_proto . inet_service",
-    (Kind.ADDRESS, Kind.PROTOCOL, Kind.PORT),
-)
-MAPS: Final = (MARKS, IDLE)
+MARKS6 = Map("v6marks", "type ipv6_addr : mark", (Kind.ADDRESS6,), (Kind.MARK,))
+_PORT_TYPES = "inet_proto . inet_service"
+IDLE = Map("idle", f"type ipv4_addr . {_PORT_TYPES}", (Kind.ADDRESS, Kind.PROTOCOL, Kind.PORT))
+IDLE6 = Map("v6idle", f"type ipv6_addr . {_PORT_TYPES}", (Kind.ADDRESS6, Kind.PROTOCOL, Kind.PORT))
+MAPS: Final = (MARKS, MARKS6, IDLE, IDLE6)
 
-# The set of `ingress` with all addresses of services.
-_ADDRESSES = "addresses"
+# The sets of `ingress` with all addresses of services.
+_ADDRESSES, _ADDRESSES6 = "addresses", "v6addresses"
 # Hooks of IPVS: it takes connections in at 98 and 99 of `input`, and answers at 100 of `forward` (ip_vs_core.c).
 _BEHIND_IPVS, _BEFORE_IPVS = 101, 97
 
@@ -73,13 +71,12 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A virtual service. `made_of` is what it was computed from (None: it was read from the kernel)."""
+    """A virtual service. Weights of backends in the order in which they are added."""
 
     scheduler: str
     flags: int
     affinity_s: int
-    weights: Mapping[Destination, int]
-    made_of: VirtualService | None = field(default=None, compare=False)
+    weights: Mapping[Destination, int] = field(default_factory=dict)
 
 
 Services = Mapping[ServiceId, Service]
@@ -133,55 +130,37 @@ class Difference:
 # --- what is wanted ---------------------------------------------------------------------------------------------------
 
 
-def mark(address: IPv4Address | IPv6Address) -> int:
-    """The mark of a VIP."""
-    number = int(address)
-    return number if address.version == 4 else _MARK6 | number & ((1 << _MARK6_BITS) - 1)
+def mark(address: int) -> int:
+    """The mark of a VIP, which is given as a number."""
+    return _MARK6 | address & ((1 << _MARK6_BITS) - 1) if is_ipv6(address) else address
 
 
-def service_id(service: VirtualService) -> ServiceId:
+def service_id(key: ServiceKey) -> ServiceId:
     """Where a service stands in the IPVS table."""
-    family = AF_INET if service.address.version == 4 else AF_INET6
-    if service.protocol is None or service.port is None:
-        return ServiceId(family, mark(service.address))
-    return ServiceId(family, 0, PROTOCOL_NUMBER[service.protocol], service.address.packed, service.port)
+    address = int(key[0])
+    family = AF_INET6 if is_ipv6(address) else AF_INET
+    if len(key) == 1:
+        return ServiceId(family, mark(address))
+    return ServiceId(family, 0, int(key[1]), address.to_bytes(16 if family == AF_INET6 else 4, "big"), int(key[2]))
 
 
-def services(wanted: Iterable[VirtualService], held: Services, turn: int) -> tuple[dict[ServiceId, Service], list[str]]:
-    """The services that IPVS should hold, and a sentence for each that it cannot. What has not changed is taken from
-    `held`. Each key must be there once (see `maps.merged`).
-
-    `turn` should differ from node to node: with it each begins at another backend.
-    """
-    found: dict[ServiceId, Service] = {}
-    errors = []
-    for one in wanted:
-        id_ = service_id(one)
-        if (other := found.get(id_)) is not None:
-            assert other.made_of is not None
-            errors.append(f"cannot balance {one.address}: its last bits are those of {other.made_of.address}")
-            continue
-        known = held.get(id_)
-        same = known is not None and (known.made_of is one or known.made_of == one)
-        found[id_] = known if known is not None and same else _service(one, turn)
-    return found, errors
+def meeting(keys: Iterable[ServiceKey]) -> frozenset[ServiceKey]:
+    """The VIPs that have the mark of another, and must give way to it. Only those of IPv6 can."""
+    owners: dict[int, int] = {}
+    vips = sorted(int(key[0]) for key in keys if len(key) == 1 and is_ipv6(int(key[0])))
+    return frozenset((one,) for one in vips if owners.setdefault(mark(one), one) != one)
 
 
-def _service(one: VirtualService, turn: int) -> Service:
+def service(wanted: VirtualService, turn: int) -> Service:
+    """What IPVS should hold for a service. `turn` should differ from node to node: each begins at another backend."""
     weights: dict[Destination, int] = {}
-    for backend in one.backends:
-        destination = Destination(backend.address.packed, one.target_port or 0)
+    for backend in wanted.backends:
+        destination = Destination(backend.address.packed, wanted.target_port or 0)
         weights[destination] = weights.get(destination, 0) + backend.weight
-    scheduler = _scheduler(one, weights)
-    affinity_s = math.ceil(one.affinity_s)
-    flags = (FLAG_PERSISTENT if affinity_s else 0) | (FLAG_FALLBACK if scheduler in _HASHING else 0)
-    return Service(scheduler, flags, affinity_s, _in_turn(weights, 0 if scheduler in _HASHING else turn), one)
-
-
-def _scheduler(one: VirtualService, weights: Mapping[Destination, int]) -> str:
-    """Round robin goes by weight where there are weights, as with `maps`; the kernel's `rr` knows none."""
-    uneven = len({weight for weight in weights.values() if weight}) > 1
-    return "wrr" if one.scheduler == "rr" and uneven else one.scheduler
+    hashing = wanted.scheduler in _HASHING
+    affinity_s = math.ceil(wanted.affinity_s)
+    flags = (FLAG_PERSISTENT if affinity_s else 0) | (FLAG_FALLBACK if hashing else 0)
+    return Service(wanted.scheduler, flags, affinity_s, _in_turn(weights, 0 if hashing else turn))
 
 
 def _in_turn(weights: Mapping[Destination, int], turn: int) -> dict[Destination, int]:
@@ -191,11 +170,6 @@ def _in_turn(weights: Mapping[Destination, int], turn: int) -> dict[Destination,
     return dict(ordered[start:] + ordered[:start])
 
 
-def idle_s(wanted: Iterable[VirtualService]) -> int | None:
-    """The idle time-out of TCP connections in a router: IPVS has one for all, so the longest. None: no service."""
-    return max((math.ceil(one.idle_s) for one in wanted), default=None)
-
-
 # --- from what is held ------------------------------------------------------------------------------------------------
 
 
@@ -203,17 +177,15 @@ def difference(held: Services, wanted: Services) -> Difference:
     """What leads from the held services to the wanted ones, in an order that leaves no service without backends."""
     before: list[Operation] = []
     after: list[Operation] = []
-    for id_, service in wanted.items():
+    for id_, one in wanted.items():
         known = held.get(id_)
-        if known is service:
-            continue
-        if known is None or not _balances_alike(known, service):
-            before.append(PutService(id_, service, new=known is None))
+        if known is None or not _balances_alike(known, one):
+            before.append(PutService(id_, one, new=known is None))
         weights = known.weights if known is not None else {}
-        for destination, weight in service.weights.items():
+        for destination, weight in one.weights.items():
             if weights.get(destination) != weight:
                 before.append(PutBackend(id_, destination, weight, new=destination not in weights))
-        after += [DeleteBackend(id_, one) for one in weights if one not in service.weights]
+        after += [DeleteBackend(id_, each) for each in weights if each not in one.weights]
     after += [DeleteService(id_) for id_ in held if id_ not in wanted]
     return Difference(before, after)
 
@@ -225,36 +197,45 @@ def _balances_alike(one: Service, other: Service) -> bool:
 # --- the router's table -----------------------------------------------------------------------------------------------
 
 
-def table(router: RouterPlan, wanted: Iterable[VirtualService]) -> Table:
-    """The router's table with what leads connections to IPVS."""
-    own = ingress.router_table(router)
+def elements(wanted: Iterable[VirtualService]) -> dict[str, dict[Key, Key]]:
+    """What the maps hold for some services, by map."""
+    found: dict[str, dict[Key, Key]] = {one.name: {} for one in MAPS}
+    for one in wanted:
+        key = service_key(one)
+        v6, live = is_ipv6(int(key[0])), any(backend.weight > 0 for backend in one.backends)
+        if len(key) == 1 and live:
+            found[(MARKS6 if v6 else MARKS).name][key] = (mark(int(key[0])),)
+        elif len(key) > 1 and not live:
+            found[(IDLE6 if v6 else IDLE).name][key] = ()
+    return found
+
+
+def table(router: RouterPlan, addresses: Collection[int]) -> Table:
+    """The router's table with what leads connections to IPVS. The elements of MAPS come as edits."""
+    own = ingress.router_table(router, addresses)
     guard = _guard(own)
     # A connection that IPVS did not make can have the same answering tuple as one that it did (one client port, to a
     # VIP and to its task): IPVS would translate the answers of both. So those of the others show another source
     # address while they pass it.
-    foreign = f"ct direction reply ct original ip daddr != @{_ADDRESSES}"
-    flip = "ip saddr set ip saddr ^ 128.0.0.0"
-    chains = (
-        *(changed(c, hook=changed(guard, priority=_BEHIND_IPVS)) if c.hook == guard else c for c in own.chains),
-        Chain("send", (f"ct state new meta mark set ip daddr map @{MARKS.name}",), Hook("filter", "prerouting", -140)),
-        Chain(
-            "spare",
-            (f"ct state new ip daddr . ip protocol . th dport @{IDLE.name} goto refused",),
-            Hook("filter", "input", 0),
-        ),
-        Chain("hide", (f"{foreign} {flip}",), Hook("filter", "forward", _BEFORE_IPVS)),
-        Chain("show", (f"{foreign} {flip}",), Hook("filter", "forward", _BEHIND_IPVS)),
+    flips = tuple(
+        f"ct direction reply ct original {ip} daddr != @{ours} {ip} saddr set {ip} saddr ^ {bit}"
+        for ip, ours, bit in (("ip", _ADDRESSES, "128.0.0.0"), ("ip6", _ADDRESSES6, "8000::"))
     )
-    marks: dict[Key, Key] = {}
-    idle: dict[Key, Key] = {}
-    for one in wanted:
-        key: ServiceKey = maps.service_key(one)
-        live = any(backend.weight > 0 for backend in one.backends)
-        if len(key) == 1 and live:
-            marks[key] = (mark(one.address),)
-        elif len(key) > 1 and not live:
-            idle[key] = ()
-    return Table(own.maps + MAPS, chains, {**own.elements, MARKS.name: marks, IDLE.name: idle})
+    sends = tuple(
+        f"ct state new meta mark set {ip} daddr map @{of.name}" for ip, of in (("ip", MARKS), ("ip6", MARKS6))
+    )
+    refusals = tuple(
+        f"ct state new {ip} daddr . meta l4proto . th dport @{of.name} goto refused"
+        for ip, of in (("ip", IDLE), ("ip6", IDLE6))
+    )
+    chains = (
+        *(changed(one, hook=changed(guard, priority=_BEHIND_IPVS)) if one.hook == guard else one for one in own.chains),
+        Chain("send", sends, Hook("filter", "prerouting", -140)),
+        Chain("spare", refusals, Hook("filter", "input", 0)),
+        Chain("hide", flips, Hook("filter", "forward", _BEFORE_IPVS)),
+        Chain("show", flips, Hook("filter", "forward", _BEHIND_IPVS)),
+    )
+    return Table(own.maps + MAPS, chains, own.elements)
 
 
 def _guard(own: Table) -> Hook:
