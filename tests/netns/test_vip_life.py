@@ -257,7 +257,7 @@ def test_no_connection_fails_while_backends_are_replaced(lab: Lab) -> None:
     for caller in callers:
         caller.start()
     try:
-        for turn in range(8):
+        for turn in range(4):
             address = lab.address(("web1", "web2")[turn % 2])
             backends(lab)[address] = 0
             lab.apply()
