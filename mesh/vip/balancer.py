@@ -116,7 +116,7 @@ class Nftables:
         if not lost and path not in self._recheck:
             return +changes
         self._recheck.add(path)
-        ended = end_connections(namespace, stale.by_service(router.book.service), translated_only=not news)
+        ended = end_connections(namespace, stale.in_router(router.book.service), translated_only=not news)
         if not lost and not ended:
             self._recheck.discard(path)
         changes["vip connection"] = ended

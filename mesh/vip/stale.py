@@ -37,13 +37,8 @@ class _Live:
     has_backend: bool  # for new connections
 
 
-def in_router(services: Mapping[ServiceKey, VirtualService]) -> Judge:
-    """Whether a connection tracked in a router with these services is stale."""
-    return by_service(services.get)
-
-
-def by_service(service_of: Callable[[ServiceKey], VirtualService | None]) -> Judge:
-    """As `in_router`; `service_of` tells the service of a key."""
+def in_router(service_of: Callable[[ServiceKey], VirtualService | None]) -> Judge:
+    """Whether a connection tracked in a router is stale; `service_of` tells the service of a key."""
     known: dict[tuple[int, int, int], _Live | None] = {}  # for destinations that were met: there may be many services
 
     def live(to: tuple[int, int, int]) -> _Live | None:

@@ -54,7 +54,7 @@ def connection(
     ],
 )
 def test_in_a_router(one: Connection, over: bool) -> None:
-    assert stale.in_router(SERVICES)(one) is over
+    assert stale.in_router(SERVICES.get)(one) is over
 
 
 @pytest.mark.parametrize(
