@@ -28,6 +28,7 @@ from control.etcd import txns
 from control.etcd.client import CALL_S, WRITE_S, Client, Compacted, EtcdError, LeaseGone, Unavailable
 from control.etcd.listing import claim, read_all, read_head
 from control.etcd.mirror import Gap, KeyChange, Mirror
+from control.etcd.sealed import BlobSeal
 from control.etcd.url import EtcdOptions, parse_url
 from control.etcd.wire import TXN_BYTES, Keys, RowKey, decode_head, decode_meta
 from control.store import errors
@@ -47,6 +48,7 @@ from control.store.backend import (
     Status,
 )
 from control.store.errors import BackendFailed, NotLeader, OutcomeUnknown, StoreClosed, StoreError
+from control.store.sealing import KeyRing, PlainRing
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,9 @@ CLOSE_S, REVOKE_S = 2.0, 1.0
 MEASURE_S = 30.0
 
 
-def from_url(url: str, *, cluster_id: str, node_id: str) -> EtcdBackend:
+def from_url(url: str, *, cluster_id: str, node_id: str, ring: KeyRing | None = None) -> EtcdBackend:
     """The backend of `meshd --store URL`. Raises BadStoreUrl, a sentence; nothing is connected before `load`."""
-    return EtcdBackend(parse_url(url), cluster_id, node_id)
+    return EtcdBackend(parse_url(url), cluster_id, node_id, ring=ring or PlainRing())
 
 
 async def cluster_of(options: EtcdOptions) -> str | None:
@@ -92,12 +94,19 @@ class EtcdBackend:
     """Implements `control.store.backend.Backend`; see the module."""
 
     def __init__(
-        self, options: EtcdOptions, cluster_id: str, node_id: str, *, rng: random.Random | None = None
+        self,
+        options: EtcdOptions,
+        cluster_id: str,
+        node_id: str,
+        *,
+        ring: KeyRing = PlainRing(),  # noqa: B008 - it has no state
+        rng: random.Random | None = None,
     ) -> None:
         self._options, self._cluster_id, self._node_id = options, cluster_id, node_id
         self._keys = Keys(options.prefix)
         self._client = Client(options, rng or random.Random())
-        self._mirror = Mirror(self._keys)
+        self._seal = BlobSeal(ring, cluster_id)
+        self._mirror = Mirror(self._keys, self._seal)
         self._term = 0  # in which this manager leads, 0 if it does not
         self._last_term = 0
         self._leader: str | None = None  # as delivered
@@ -199,9 +208,11 @@ class EtcdBackend:
     async def _write(self, proposals: Sequence[Proposal]) -> None:
         """One group, until the watch has shown it or the term is over."""
         fence = txns.Fence(self._lease, self._term, self._mirror.head_revision)
-        write = txns.write(self._keys, proposals, fence, self._mirror.index)
+        write = txns.write(self._keys, self._seal, proposals, fence, self._mirror.index)
         version = proposals[-1].version
-        for request in (*write.parts, write.commit):
+        # What is there now belongs to commits that were refused, or to leaders that were cut off while they wrote.
+        sweep = txns.sweep(self._keys, fence, self._mirror.orphans())
+        for request in (*sweep, *write.parts, write.commit):
             if not await self._send(request, fence, version):
                 return
         while self._term == fence.term and self._mirror.version < version:
@@ -387,6 +398,7 @@ class EtcdBackend:
         self._stood_revision = math.inf
         stood = await self._client.txn(txns.candidacy(self._keys, granted.ID, self._node_id), CALL_S)
         self._stood_revision = stood.header.revision
+        self._judge()  # the watch may have been faster than this answer
 
     async def _hold(self) -> None:
         """Renew the lease for as long as it can be."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from control.etcd.sealed import BlobSeal
 from control.etcd.wire import CommitRecord, Head, Keys, RowKey, StoredRow, decode_head, decode_row, part_keys
 from control.store.backend import Committed, Image
 from control.store.errors import BackendFailed
@@ -62,8 +63,8 @@ class Gap(Exception):
 class Mirror:
     """See the module."""
 
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+    def __init__(self, keys: Keys, seal: BlobSeal) -> None:
+        self._keys, self._seal = keys, seal
         self.revision = 0  # everything up to here is in
         self.version = 0  # of our last commit
         self.term = 0  # in which it was made
@@ -81,6 +82,10 @@ class Mirror:
         at = self.index.get(key)
         return at.version if at is not None else 0
 
+    def orphans(self) -> tuple[bytes, ...]:
+        """Keys of parts that no row names. If no commit is under way, none ever will."""
+        return tuple(self._parts)
+
     # --- all at once ----------------------------------------------------------------------------------------------
 
     def load(self, listing: Listing) -> Image:
@@ -93,10 +98,11 @@ class Mirror:
             assert change.value is not None, "a listing has no deleted keys"
             stored = decode_row(change.value)
             kind, id_ = self._keys.row_key(change.key)
-            blob = _blob(stored, pieces)
-            if blob is None:
+            sealed = _blob(stored, pieces)
+            if sealed is None:
                 raise BackendFailed(f"etcd has lost a part of the {kind} {id_}: restore a backup")
             self.index[kind, id_] = RowAt(stored.version, stored.part_key, stored.parts)
+            blob = self._seal.unseal(kind, id_, stored.version, stored.key_id, sealed)
             rows.append(Row(kind, id_, stored.version, blob))
         used = {key for at in self.index.values() for key in part_keys(at.part_key, at.parts)}
         self._parts = {key: value for key, value in pieces.items() if key not in used}
@@ -169,10 +175,10 @@ class Mirror:
             return None
         stored = decode_row(value)
         self.index[key] = RowAt(stored.version, stored.part_key, stored.parts)
-        blob = _blob(stored, self._parts)
-        if blob is None:
+        sealed = _blob(stored, self._parts)
+        if sealed is None:
             raise Gap
-        return blob
+        return self._seal.unseal(*key, stored.version, stored.key_id, sealed)
 
     def _run(self, change: KeyChange) -> None:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from control.etcd import etcd_pb2 as pb
 from control.etcd.mirror import RowAt
+from control.etcd.sealed import BlobSeal
 from control.etcd.wire import Head, Keys, RowKey, StoredRow, encode, end_of, part_keys, pieces, record_of, to_spill
 from control.store.backend import Proposal
 
@@ -48,7 +49,9 @@ def group_size(proposals: Sequence[Proposal], inline_max: int) -> int:
     return len(proposals)
 
 
-def write(keys: Keys, proposals: Sequence[Proposal], fence: Fence, index: Mapping[RowKey, RowAt]) -> Write:
+def write(
+    keys: Keys, seal: BlobSeal, proposals: Sequence[Proposal], fence: Fence, index: Mapping[RowKey, RowAt]
+) -> Write:
     """The requests for a group. `index` is the state before it: parts of rows that are written over go."""
     operations: list[pb.RequestOp] = []
     parts: list[pb.RequestOp] = []
@@ -61,16 +64,24 @@ def write(keys: Keys, proposals: Sequence[Proposal], fence: Fence, index: Mappin
                 operations += map(_delete, part_keys(before.part_key, before.parts))
             if change.blob is None:
                 operations.append(_delete(key))
-            elif number in spilled:
+                continue
+            key_id, blob = seal.seal(change.kind, change.id, proposal.version, change.blob)
+            row = StoredRow(proposal.version, blob, key_id=key_id)
+            if number in spilled:
                 part_key = keys.part_key(fence.term, proposal.version, number)
-                cut = list(pieces(change.blob))
+                cut = list(pieces(blob))
                 parts += map(_put, part_keys(part_key, len(cut)), cut)
-                operations.append(_put(key, encode(StoredRow(proposal.version, None, part_key, len(cut)))))
-            else:
-                operations.append(_put(key, encode(StoredRow(proposal.version, change.blob))))
+                row = StoredRow(proposal.version, None, part_key, len(cut), key_id)
+            operations.append(_put(key, encode(row)))
     head = Head(proposals[-1].version, fence.term, tuple(map(record_of, proposals)))
     operations.append(_put(keys.head, encode(head)))
     return Write(tuple(_fenced(keys, fence, [part]) for part in parts), _fenced(keys, fence, _nested(operations)))
+
+
+def sweep(keys: Keys, fence: Fence, orphans: Sequence[bytes]) -> list[pb.TxnRequest]:
+    """Remove parts that belong to nothing."""
+    groups = (orphans[at : at + OPS_PER_NEST] for at in range(0, len(orphans), OPS_PER_NEST))
+    return [_fenced(keys, fence, list(map(_delete, group))) for group in groups]
 
 
 def _fenced(keys: Keys, fence: Fence, operations: Sequence[pb.RequestOp]) -> pb.TxnRequest:

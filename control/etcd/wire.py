@@ -40,12 +40,13 @@ class Meta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The value of a row. `blob`, or else the key and number of its parts."""
+    """The value of a row. `blob`, sealed, or else the key and number of its parts."""
 
     version: int
     blob: bytes | None
     part_key: bytes = b""  # without the last "/I"
     parts: int = 0
+    key_id: str = ""  # with which the blob is sealed (`sealed`)
 
 
 class Touched(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,5 +1,6 @@
 import pytest
 
+from control.store import journal
 from tests.control.conformance.worlds import WORLDS
 from tests.control.etcd.server import Etcd
 
@@ -13,8 +14,9 @@ def etcd(tmp_path_factory):
 
 
 @pytest.fixture
-async def world(request, tmp_path):
+async def world(request, tmp_path, monkeypatch):
     """By name, or all of them."""
+    monkeypatch.setattr(journal, "SPACE_POLL_S", 0.1)  # tests do not wait for a full disk to be looked at again
     name = request.param
     server = request.getfixturevalue("etcd") if name.startswith("etcd") else None
     made = WORLDS[name](tmp_path, server)

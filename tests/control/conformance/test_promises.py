@@ -12,7 +12,7 @@ from control.store.backend import Committed, Failed
 from control.store.errors import BackendFailed
 from control.store.record import Row
 from control.store.rows import MAX_BYTES, MAX_CHANGES
-from tests.control.conformance.seen import delete, names, opened, outcome, put
+from tests.control.conformance.seen import PATIENCE_S, delete, names, opened, outcome, put
 
 
 async def led(world):
@@ -242,7 +242,9 @@ async def test_a_refused_commit_takes_those_on_top_with_it_and_never_happens(wor
     assert [await outcome(f) for f in futures] == ["Refused"] * 5
     world.accept(0)
     assert (seen.version, names(seen)) == (1, ["a"])
-    assert await outcome(seen.commit(put("c"))) == "done"
+    async with asyncio.timeout(PATIENCE_S):  # by itself, but perhaps not at once
+        while await outcome(seen.commit(put("c"))) != "done":
+            await asyncio.sleep(0.05)
     await seen.backend.close()
     again = await opened(await world.open())
     assert (again.version, names(again)) == (2, ["a", "c"])

@@ -87,7 +87,12 @@ class Etcd:
         """etcdctl."""
         command = ["etcdctl", "--endpoints", ",".join(self.endpoints), *arguments]
         done = subprocess.run(
-            command, env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+            command,
+            env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -4,6 +4,7 @@ What every backend promises is in tests/control/conformance.
 """
 
 import asyncio
+import os
 import subprocess
 import time
 
@@ -12,6 +13,8 @@ import pytest
 from control.etcd import backend as backend_module
 from control.etcd.backend import EtcdBackend, cluster_of, from_url
 from control.etcd.url import BadStoreUrl, EtcdOptions, Tls
+from control.store.aesgcm import KEY_BYTES, AesGcmSealer
+from control.store.aesgcm import Keys as AesKeys
 from control.store.backend import Committed, Failed, Following, Leading, Replaced
 from control.store.errors import BackendFailed, WrongCluster
 from tests.control.conformance.seen import Seen, names, opened, outcome, put
@@ -406,3 +409,30 @@ async def test_large_commits_are_seen_whole_by_others(server):
     assert len([d for d in other.log if isinstance(d, Committed)]) == 10
     await seen.backend.close()
     await other.backend.close()
+
+
+async def test_parts_that_were_left_behind_are_removed(server):
+    etcd = server()
+    seen = await led(etcd)
+    await seen.commit(put("a", bytes(100_000)))
+    kept = etcd.ctl("get", "--prefix", "--keys-only", "/t/part/")
+    etcd.ctl("put", f"/t/part/{1:016x}/{9:016x}/0/0", "left behind")
+    await asyncio.sleep(0.2)
+    await seen.commit(put("b"))
+    assert etcd.ctl("get", "--prefix", "--keys-only", "/t/part/") == kept
+    await seen.backend.close()
+
+
+async def test_with_a_key_nothing_readable_is_in_etcd(server):
+    etcd = server()
+    ring = AesKeys([AesGcmSealer("k1", bytes(KEY_BYTES), os.urandom)])
+    seen = await opened(EtcdBackend(options(etcd), "c1", "n1", ring=ring))
+    await seen.leading()
+    await seen.commit(put("a", b"password" * 10), put("b", b"password" * 20_000))
+    await seen.backend.close()
+    assert "password" not in etcd.ctl("get", "--prefix", "/t/")
+    again = await opened(EtcdBackend(options(etcd), "c1", "n1", ring=ring))
+    assert again.rows == seen.rows
+    await again.backend.close()
+    with pytest.raises(BackendFailed, match="unlock it"):
+        await EtcdBackend(options(etcd), "c1", "n1").load()

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from control.etcd import txns
 from control.etcd.mirror import Gap, KeyChange, Listing, Mirror
+from control.etcd.sealed import BlobSeal
 from control.etcd.txns import Fence
 from control.etcd.wire import INLINE_MAX, PART_BYTES, TXN_BYTES, Head, Keys, encode, to_spill
 from control.store.backend import Committed, Image, Proposal
 from control.store.errors import BackendFailed
 from control.store.record import Row, RowChange
+from control.store.sealing import PlainRing
 
 KEYS = Keys("/t")
+SEAL = BlobSeal(PlainRing(), "c1")
 
 
 class Fake:
@@ -52,7 +55,7 @@ class Fake:
         return Listing(self.revision, head, head_revision, below(KEYS.rows), below(KEYS.parts), below(KEYS.runs))
 
     def mirror(self) -> tuple[Mirror, Image]:
-        mirror = Mirror(KEYS)
+        mirror = Mirror(KEYS, SEAL)
         return mirror, mirror.load(self.listing())
 
 
@@ -61,7 +64,7 @@ def fence(mirror: Mirror) -> Fence:
 
 
 def commit(etcd: Fake, mirror: Mirror, *proposals: Proposal) -> list[Committed]:
-    write = txns.write(KEYS, proposals, fence(mirror), mirror.index)
+    write = txns.write(KEYS, SEAL, proposals, fence(mirror), mirror.index)
     committed = []
     for request in (*write.parts, write.commit):
         committed += mirror.apply(etcd.revision + 1, etcd.run(request))
@@ -126,7 +129,7 @@ def test_a_request_stays_below_what_etcd_takes():
     ]
     changes.append((*(put(f"{i}", os.urandom(60_000)) for i in range(20)), put("z", os.urandom(300_000))))
     for change in changes:
-        write = txns.write(KEYS, [Proposal(1, change)], Fence(7, 3, 1), {})
+        write = txns.write(KEYS, SEAL, [Proposal(1, change)], Fence(7, 3, 1), {})
         assert all(request.ByteSize() < 1_400_000 for request in (*write.parts, write.commit))
         nested = [op.request_txn.success for op in write.commit.success if op.HasField("request_txn")]
         assert len(write.commit.success) + max(map(len, nested), default=0) <= 128
@@ -151,10 +154,24 @@ def test_groups_have_no_row_twice_and_are_bounded():
     assert txns.group_size(many, TXN_BYTES) == txns.GROUP_CHANGES // 150
 
 
+def test_parts_of_what_never_came_to_pass_are_swept():
+    etcd = Fake()
+    mirror, _ = etcd.mirror()
+    write = txns.write(KEYS, SEAL, [Proposal(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
+    for request in write.parts:
+        mirror.apply(etcd.revision + 1, etcd.run(request))
+    late, _ = etcd.mirror()  # also by one that finds them there
+    assert set(mirror.orphans()) == set(late.orphans()) == {k for k in etcd.data if k.startswith(KEYS.parts)}
+    for request in txns.sweep(KEYS, fence(late), late.orphans()):
+        late.apply(etcd.revision + 1, etcd.run(request))
+    assert not late.orphans()
+    assert not [k for k in etcd.data if k.startswith(KEYS.parts)]
+
+
 def test_revisions_come_once():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    changes = etcd.run(txns.write(KEYS, [Proposal(1, (put("a"),))], fence(mirror), {}).commit)
+    changes = etcd.run(txns.write(KEYS, SEAL, [Proposal(1, (put("a"),))], fence(mirror), {}).commit)
     assert len(mirror.apply(2, changes)) == 1
     assert mirror.apply(2, changes) == ()
     assert mirror.apply(1, changes) == ()
@@ -165,7 +182,7 @@ def test_a_missing_revision_is_a_gap():
     writer, _ = etcd.mirror()
     late, _ = etcd.mirror()
     commit(etcd, writer, Proposal(1, (put("a"),)))
-    write = txns.write(KEYS, [Proposal(2, (put("b"),))], fence(writer), writer.index)
+    write = txns.write(KEYS, SEAL, [Proposal(2, (put("b"),))], fence(writer), writer.index)
     with pytest.raises(Gap):
         late.apply(3, etcd.run(write.commit))
 
@@ -173,7 +190,7 @@ def test_a_missing_revision_is_a_gap():
 def test_a_missing_part_is_a_gap():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    write = txns.write(KEYS, [Proposal(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
+    write = txns.write(KEYS, SEAL, [Proposal(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
     mirror.apply(2, etcd.run(write.parts[0]))
     etcd.run(write.parts[1])
     with pytest.raises(Gap):
