@@ -200,7 +200,7 @@ class Journal:
             if entries[0].index > self._tail_index + 1:
                 future.set_exception(Refused("an append before this one was refused: try again"))
                 return future
-            self._tail_index = entries[-1].index
+            self._tail_index = max(self._tail_index, entries[-1].index)
         size = sum(len(entry.data) + ENTRY_BYTES for entry in entries)
         self._queue.append(_Queued(Batch(hard_state, tuple(entries)), size, future))
         self._kick()

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 K = TypeVar("K", bound=Any)  # a totally ordered type: str, or tuples of str
 V = TypeVar("V")
 
-CHUNK_MAX = 256  # items: copying a chunk (4 kB) and copying the list of 400 chunks at 100,000 items cost about the same
+CHUNK_MAX = 128  # items: copying a chunk twice and the lists of 800 chunks at 100,000 items cost about the same
 CHUNK_MIN = CHUNK_MAX // 4  # below this a chunk looks for a neighbour to merge with
 
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 
 from control.lifecycle import Writer
-from control.model import KINDS
+from control.model import KINDS, Task
+from control.store import heap
 from control.store.backend import (
     Backend,
     Committed,
@@ -48,9 +49,10 @@ MAX_PENDING = 256
 MAX_PENDING_BYTES = 16 * 1024 * 1024  # ten full batches
 # Changes proposed in one turn of the loop; further callers come in the next turns. A change takes 20 to 60 µs, and all
 # who waited for one sync wake up together: without this the loop would be deaf meanwhile, and miss heartbeats.
-TURN_CHANGES = 500
+TURN_CHANGES = 250
 # An image of more rows is decoded in a thread: a thousand take 10 ms.
 INLINE_ROWS = 500
+SETTLE_TASKS = 1_000  # below this the garbage collector is no matter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +92,9 @@ class Store:
         except BackendFailed:
             await self._backend.close()
             raise
+        heap.tune()
+        if len(self._view.all(Task)) > SETTLE_TASKS:
+            heap.settle()
         self._history = History(self.view)
         self._state = None
         turn = self._turn

@@ -28,8 +28,9 @@ def load(endpoint: str, clients: int, batch: int, seconds: float, value: bytes) 
     with tempfile.TemporaryDirectory() as directory:
         data, log = Path(directory) / "request", Path(directory) / "log"
         data.write_bytes(request(batch, value))
+        whole_s = max(round(seconds), 1)  # h2load takes no fractions
         command = [
-            "h2load", "-c", str(min(clients, 10)), "-m", str(max(clients // 10, 1)), "-t", "1", "-D", str(max(round(seconds), 1)),
+            "h2load", "-c", str(min(clients, 10)), "-m", str(max(clients // 10, 1)), "-t", "1", "-D", str(whole_s),
             "-d", str(data), "-H", "content-type: application/grpc", "-H", "te: trailers",
             f"--log-file={log}", f"http://{endpoint}{METHOD}",
         ]  # fmt: skip
@@ -42,8 +43,8 @@ def load(endpoint: str, clients: int, batch: int, seconds: float, value: bytes) 
     assert failed.groups() == ("0", "0"), done.stdout
     took.sort()
     return {
-        "txn_s": len(took) / max(round(seconds), 1),
-        "objects_s": len(took) * batch / max(round(seconds), 1),
+        "txn_s": len(took) / whole_s,
+        "objects_s": len(took) * batch / whole_s,
         "p50_ms": took[len(took) // 2],
         "p99_ms": took[int(len(took) * 0.99)],
     }

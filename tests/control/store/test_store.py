@@ -163,6 +163,8 @@ async def test_a_batch_is_split_and_pipelined():
     backend.hold()
     async with asyncio.TaskGroup() as group:
         task = await start(group, store.batch([Put(network(f"n{i:04d}")) for i in range(450)], ORCH))
+        for _ in range(5):  # some changes in each turn of the loop
+            await asyncio.sleep(0)
         assert [len(p.changes) for p in backend.proposed] == [200, 200, 50]
         backend.release()
     assert task.result() == 3
@@ -610,3 +612,51 @@ async def test_many_writers_on_the_real_log(tmp_path):
     assert same(again.view(), view)
     assert list(again.view().all(Task)) == []
     await again.close()
+
+
+# --- the loop stays free ------------------------------------------------------------------------------------------
+
+
+async def test_many_callers_take_turns(monkeypatch):
+    monkeypatch.setattr("control.store.store.TURN_CHANGES", 4)
+    store, backend = await opened()
+    backend.hold()
+    async with asyncio.TaskGroup() as group:
+        for i in range(10):
+            group.create_task(store.commit([Put(network(f"n{i}a")), Put(network(f"n{i}b"))], ORCH))
+        seen = []
+        for _ in range(12):
+            await asyncio.sleep(0)
+            seen.append(len(backend.proposed))
+        assert seen[-1] == 10
+        assert max(b - a for a, b in zip([0, *seen], seen, strict=False)) == 2
+        backend.release()
+    assert len(names(store)) == 20
+
+
+async def test_a_large_state_of_another_manager_is_decoded_beside_the_loop(monkeypatch):
+    """What is delivered meanwhile comes after it, in order; a newer state makes the older one's rest pointless."""
+    monkeypatch.setattr("control.store.store.INLINE_ROWS", 2)
+    store, backend = await opened()
+    watcher = store.watch()
+    backend.depose("other")
+    backend.replace([network(f"n{i}") for i in range(5)], 50)
+    backend.write(
+        RowChange("network", "n9", 0, rows.encode(msgspec.structs.replace(network("n9"), meta=Meta(version=51))))
+    )
+    assert names(store) == []
+    async with asyncio.timeout(10):
+        resync = await anext(watcher)
+        assert isinstance(resync, Resync)
+        while store.view().version < 51:
+            await asyncio.sleep(0.001)
+    assert sorted(names(store)) == ["n0", "n1", "n2", "n3", "n4", "n9"]
+    backend.replace([network(f"m{i}") for i in range(5)], 60)
+    backend.write(RowChange("network", "m9", 0, b"\xc1"))  # cannot be read: never looked at
+    backend.replace([network("x")], 70)
+    backend.elect()
+    async with asyncio.timeout(10):
+        await store.leading()
+    assert (names(store), store.view().version) == (["x"], 70)
+    await store.commit([Put(network("y"))], ORCH)
+    await store.close()
