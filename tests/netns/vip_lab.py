@@ -44,16 +44,20 @@ class Answer:
     client: str
 
 
-def tcp(netns: str) -> socket.socket:
-    """A TCP socket in a namespace."""
-    made = visit(netns, lambda _: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+def _family(address: object) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+
+
+def tcp(netns: str, to: object = "") -> socket.socket:
+    """A TCP socket in a namespace, of the family of an address."""
+    made = visit(netns, lambda _: socket.socket(_family(to), socket.SOCK_STREAM))
     made.settimeout(PATIENCE_S)
     return made
 
 
-def udp(netns: str) -> socket.socket:
-    """A UDP socket in a namespace."""
-    made = visit(netns, lambda _: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+def udp(netns: str, to: object = "") -> socket.socket:
+    """A UDP socket in a namespace, of the family of an address."""
+    made = visit(netns, lambda _: socket.socket(_family(to), socket.SOCK_DGRAM))
     made.settimeout(PATIENCE_S)
     return made
 
@@ -70,7 +74,7 @@ def talk(connection: socket.socket) -> Answer:
 @contextlib.contextmanager
 def connected(netns: str, address: object, port: int = TCP_PORT) -> Iterator[socket.socket]:
     """A TCP connection from a namespace."""
-    with tcp(netns) as connection:
+    with tcp(netns, address) as connection:
         connection.connect((str(address), port))
         yield connection
 
@@ -83,9 +87,18 @@ def ask(netns: str, address: object, port: int = TCP_PORT) -> Answer:
 
 def ask_udp(netns: str, address: object, port: int = UDP_PORT) -> Answer:
     """One answer over a UDP socket of its own."""
-    with udp(netns) as flow:
+    with udp(netns, address) as flow:
         flow.connect((str(address), port))
         return talk(flow)
+
+
+def _server(address: str, port: int) -> socket.socket:
+    return socket.create_server((address, port), family=_family(address))
+
+
+def _only_its_family(one: socket.socket) -> None:
+    if one.family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 class Servers:
@@ -100,11 +113,13 @@ class Servers:
 
     def add(self, name: str, netns: str) -> None:
         """Serve in a namespace as `name`."""
-        for port in (TCP_PORT, OTHER_TCP_PORT):
-            self._watch(visit(netns, lambda _, port=port: socket.create_server(("0.0.0.0", port))), name, "accept")
-        flow = udp(netns)
-        flow.bind(("0.0.0.0", UDP_PORT))
-        self._watch(flow, name, "answer")
+        for anywhere in ("0.0.0.0", "::"):
+            for port in (TCP_PORT, OTHER_TCP_PORT):
+                self._watch(visit(netns, lambda _, at=(anywhere, port): _server(*at)), name, "accept")
+            flow = udp(netns, anywhere)
+            _only_its_family(flow)
+            flow.bind((anywhere, UDP_PORT))
+            self._watch(flow, name, "answer")
 
     def _watch(self, what: socket.socket, name: str, role: str) -> None:
         what.setblocking(False)

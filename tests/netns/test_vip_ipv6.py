@@ -1,0 +1,168 @@
+"""Balancers and the routing mesh over IPv6, beside IPv4, on a real kernel."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from mesh.vip.kernel import Kernel
+from tests.netns.vip_ipv6 import (
+    GATEWAY6,
+    OUTSIDE6,
+    UPLINK_ROUTER6,
+    VIP6,
+    address6,
+    apply6,
+    host6,
+    plan6,
+    speak,
+)
+from tests.netns.vip_lab import Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
+from tests.netns.world import OUTSIDE, inside
+
+pytestmark = pytest.mark.root
+
+PORT = 8080
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
+        speak(lab)
+        yield lab
+
+
+@pytest.fixture
+def lab(hosts: Lab) -> Lab:
+    """The hosts as they were at the beginning."""
+    hosts.nets = default_nets()
+    apply6(hosts)
+    return hosts
+
+
+def talk_on(connection: socket.socket) -> None:
+    """Ask until an answer to the first question had the time to come."""
+    for _ in range(3):
+        talk(connection)
+
+
+def test_a_vip_reaches_tasks_on_this_and_other_hosts_which_see_the_clients_own_address(lab: Lab) -> None:
+    for number in (1, 2, 3):
+        source = f"client{number}"
+        for question in (ask, ask_udp):
+            seen = Counter(question(lab.netns(source), VIP6) for _ in range(4))
+            assert {one.task for one in seen} == {"web1", "web2"}
+            assert {one.client for one in seen} == {str(address6(lab, source))}
+
+
+def test_both_families_answer_beside_each_other(lab: Lab) -> None:
+    for host in lab.hosts:
+        for address, client in ((host.address, OUTSIDE), (host6(host), str(OUTSIDE6))):
+            assert {ask(lab.outside, address, PORT).client for _ in range(2)} == {client}
+
+
+def test_a_published_port_answers_on_every_host_and_the_task_sees_the_outside_client(lab: Lab) -> None:
+    for host in lab.hosts:
+        for question in (ask, ask_udp):
+            seen = [question(lab.outside, host6(host), PORT) for _ in range(4)]
+            assert {one.task for one in seen} == {"web1", "web2"}, host.number
+            assert {one.client for one in seen} == {str(OUTSIDE6)}, host.number
+
+
+def test_a_published_port_answers_on_localhost_and_own_address_of_every_host(lab: Lab) -> None:
+    for host in lab.hosts:
+        for address in ("::1", host6(host)):
+            for question in (ask, ask_udp):
+                seen = {question(host.netns, address, PORT).task for _ in range(4)}
+                assert seen == {"web1", "web2"}, (host.number, address, question)
+
+
+def test_a_published_port_answers_tasks_on_every_host(lab: Lab) -> None:
+    for client in ("client1", "client3", "web1"):
+        for host in lab.hosts:
+            assert {ask(lab.netns(client), host6(host), PORT).task for _ in range(4)} == {"web1", "web2"}
+
+
+def test_a_task_that_is_balanced_to_itself_gets_its_answer(lab: Lab) -> None:
+    seen = [ask(lab.netns("web1"), VIP6) for _ in range(4)]
+    assert {one.client for one in seen if one.task == "web1"} == {str(GATEWAY6)}
+    assert {one.client for one in seen if one.task == "web2"} == {str(address6(lab, "web1"))}
+
+
+def test_tasks_reach_the_world(lab: Lab) -> None:
+    assert " 0% packet loss" in inside(lab.netns("client2"), "ping", "-6", "-c1", "-W2", str(OUTSIDE6))
+
+
+def test_a_vip_answers_ping(lab: Lab) -> None:
+    assert " 0% packet loss" in inside(lab.netns("client3"), "ping", "-6", "-c1", "-W2", str(VIP6))
+
+
+def test_a_packet_that_is_too_big_is_told_to_the_sender_through_the_translation(lab: Lab) -> None:
+    """The VXLAN carries less than the client's link: without the message the connection would hang."""
+    inside(lab.outside, "ip", "-6", "route", "flush", "cache")
+    with connected(lab.outside, host6(lab.hosts[2]), PORT) as connection:
+        talk(connection)
+        connection.sendall(b"x" * 20_000)
+        assert connection.recv(100)
+
+
+def test_without_a_backend_connections_are_refused_at_once(lab: Lab) -> None:
+    lab.nets["web"].backends.clear()
+    apply6(lab)
+    for question in (ask, ask_udp):
+        with pytest.raises(ConnectionRefusedError):
+            question(lab.netns("client1"), VIP6)
+        for host in lab.hosts:
+            for netns, address in ((lab.outside, host6(host)), (host.netns, "::1")):
+                with pytest.raises(ConnectionRefusedError):
+                    question(netns, address, PORT)
+
+
+def test_a_flow_moves_from_a_removed_backend_to_another_and_a_connection_is_reset(lab: Lab) -> None:
+    with udp(lab.outside, OUTSIDE6) as flow, connected(lab.netns("client3"), VIP6) as connection:
+        flow.connect((str(host6(lab.hosts[2])), PORT))
+        for one in (flow, connection):
+            task = talk(one).task
+            lab.nets["web"].backends = {a: 1 for a in default_nets()["web"].backends if a != lab.address(task)}
+            apply6(lab)
+            if one is flow:
+                assert talk(one).task != task
+            else:
+                with pytest.raises(ConnectionError):
+                    talk_on(one)
+            lab.nets = default_nets()
+            apply6(lab)
+
+
+def test_a_host_reaches_its_own_loopback_as_before(lab: Lab) -> None:
+    assert " 0% packet loss" in inside(lab.hosts[0].netns, "ping", "-6", "-c1", "-W1", "::1")
+
+
+def test_no_server_in_the_router_answers_on_the_uplink(lab: Lab) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        ask(lab.hosts[0].netns, UPLINK_ROUTER6, 22)
+
+
+def test_a_fresh_kernel_changes_nothing_and_open_connections_live(lab: Lab) -> None:
+    with connected(lab.netns("client3"), VIP6) as inner, connected(lab.outside, host6(lab.hosts[2]), PORT) as outer:
+        before = [talk(one).task for one in (inner, outer)]
+        for host in lab.hosts:
+            report = Kernel(host_netns=host.netns).apply(plan6(lab, host))
+            assert (dict(report.changes), report.errors) == ({}, [])
+        assert [talk(one).task for one in (inner, outer)] == before
+
+
+def test_going_back_to_one_family_leaves_nothing_of_the_other(lab: Lab) -> None:
+    lab.apply()
+    host = lab.hosts[0]
+    for netns in (host.netns, lab.router(host)):
+        assert "proto 110" not in inside(netns, "ip", "-6", "route", "show", "table", "all")
+        assert "110" not in inside(netns, "ip", "-6", "rule", "show")
+    with pytest.raises(ConnectionRefusedError):
+        ask(lab.outside, host6(host), PORT)
