@@ -390,6 +390,10 @@ class EtcdBackend:
                 if run.node_id == self._node_id:
                     await self._client.revoke(run.lease, CALL_S)
             self._takes_over = False
+        if self._lease:
+            # An attempt whose answer never came: it may have left our name at the head of the queue.
+            await self._client.revoke(self._lease, CALL_S)
+            self._lease = 0
         sent_s = asyncio.get_running_loop().time()
         granted = await self._client.grant(self._options.ttl_s, CALL_S)
         self._lease, self._lease_ttl_s = granted.ID, granted.TTL
