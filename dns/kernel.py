@@ -187,11 +187,14 @@ def _setns(fd: int) -> None:
 
 
 def sharing(address: str, port: int, pairs: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Pairs as of `listening`, that share the port between processes. Raises OSError."""
+    """Pairs as of `listening`, that share the port between processes, also with one of an earlier daemon's.
+
+    Raises OSError.
+    """
     made: list[tuple[socket.socket, socket.socket]] = []
     try:
         while len(made) < pairs:
-            made.append(listening(address, port, shared=pairs > 1))
+            made.append(listening(address, port, shared=True))
     except OSError:
         for pair in made:
             for sock in pair:

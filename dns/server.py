@@ -133,6 +133,11 @@ class Server:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
+    @property
+    def listening(self) -> bool:
+        """Whether there is any socket to answer on."""
+        return bool(self._listeners)
+
     def turn(self, timeout_s: float = IDLE_TURN_S) -> None:
         """Wait for something and do it, then what is due."""
         now_s = self.clock()
@@ -225,7 +230,15 @@ class Control:
                     self._stats_s = now_s + STATS_S
                     self._send(self._server.stats())
         except Ended:
-            return
+            self._server.loop.forget(self._sock.fileno())
+            self._sock.close()
+
+    def run_on(self) -> None:
+        """The daemon is gone: serve what it said last until this process is ended, if there is anything to serve."""
+        ending: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _frame: ending.append(number))
+        while self._server.serving and self._server.listening and not ending:
+            self._server.turn(IDLE_TURN_S)
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -348,19 +361,23 @@ def give_up_privileges() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`FD PARENT`: serve what the process PARENT says over the socket FD, while it lives."""
-    fd, parent = map(int, arguments)
+    """`FD PARENT OUTLIVE`: serve what the process PARENT says over the socket FD; with OUTLIVE 1 also after its end."""
+    fd, parent, outlive = map(int, arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole group: we end when the daemon does
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
     kernel.name_process("mesh-dns")
     give_up_privileges()
-    kernel.die_with_parent(signal.SIGKILL)  # only after: a change of user takes it back
+    if not outlive:
+        kernel.die_with_parent(signal.SIGKILL)  # only after: a change of user takes it back
     if os.getppid() != parent:
         return
     server = Server(time.monotonic, random.SystemRandom().getrandbits)
     server.serving = False
-    Control(server, sock).run()
+    control = Control(server, sock)
+    control.run()
+    if outlive:
+        control.run_on()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ so that questions asked while it is started anew wait in them and are answered, 
 that was made anew gets new sockets; one that cannot be entered is reported, and tried again.
 
 Tasks (asyncio), all in the TaskGroup of `run`: one keeps the sockets as the plan wants them, one keeps the process
-alive; that one has, for each process, a feeder, a reader and a watcher. `run` ends by cancellation only, and then ends
-the process. A process dies with its daemon (it sees the socket pair closed): until the next daemon has started it,
-names are not answered.
+alive; that one has, for each process, a feeder, a reader and a watcher. `run` ends by cancellation only.
+
+A process dies with its daemon (it sees the socket pair closed), unless it is told to outlive it: then it answers what
+it was told last until the process of the next daemon serves, which shares the port with it meanwhile, and is ended
+then. So containers find each other while the daemon is restarted, or stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,6 +31,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from dns import feed, kernel
+from dns.legacy import Legacy
 from dns.plan import DEFAULT_TTL_S, Address, DnsPlan, Listener
 from dns.records import parse_records, records_zone
 from dns.resolver import Explanation, Line, Resolver, dump
@@ -48,6 +52,7 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 5.0
 # A process that lived this long died of something new.
 HEALTHY_S = 10.0
 STOP_WAIT_S = 1.0
+STOP_POLL_S = 0.01
 # More would not be served faster by any machine this is made for, and each holds a zone and a cache of its own.
 PROCESSES_MAX = 16
 
@@ -152,11 +157,17 @@ class NameServer:
     """The name server of a node. `apply` may be called before and while `run` runs."""
 
     def __init__(
-        self, *, resolv_conf: str = "/etc/resolv.conf", upstreams: tuple[str, ...] = (), processes: int = 1
+        self,
+        *,
+        resolv_conf: str = "/etc/resolv.conf",
+        upstreams: tuple[str, ...] = (),
+        processes: int = 1,
+        outlive: Path | None = None,
     ) -> None:
         """`upstreams` (ADDRESS or ADDRESS:PORT) replace those of `resolv_conf`. Raises ValueError.
 
-        More than one of `processes` share the port; the kernel gives each client's socket to one of them.
+        More than one of `processes` share the port; the kernel gives each client's socket to one of them. With
+        `outlive`, a directory in which to note them, they serve on when this daemon ends.
         """
         if not 1 <= processes <= PROCESSES_MAX:
             raise ValueError(f"1 to {PROCESSES_MAX} processes can serve names, not {processes}")
@@ -173,6 +184,7 @@ class NameServer:
         self._sockets_wanted = asyncio.Event()  # the listeners of the plan changed
         self._heard = asyncio.Condition()
         self._workers = [_Worker(i) for i in range(processes)]
+        self._legacy = Legacy(outlive) if outlive is not None else None
 
     async def apply(self, plan: DnsPlan) -> None:
         """Serve this plan. Returns when it is served, or after APPLY_WAIT_S."""
@@ -201,6 +213,8 @@ class NameServer:
     async def run(self) -> None:
         """Serve until cancelled."""
         self._running = True
+        if self._legacy is not None:
+            self._legacy.find()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_sockets())
@@ -299,13 +313,16 @@ class NameServer:
         ours.setblocking(False)
         try:
             with theirs:
-                child = await self._spawn(theirs)
+                child = self._spawn(theirs)
         except OSError as error:
             ours.close()
             return f"cannot start it: {error.strerror}"
         worker.pid = child.pid
+        if self._legacy is not None:
+            self._legacy.note(worker.index, child.pid)
         worker.starts += 1
         process = _Process(worker, ours, heard_s=time.monotonic())
+        left = True  # cancelled: by the end of the daemon
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(process))
@@ -313,17 +330,21 @@ class NameServer:
                 group.create_task(_watch_silence(process))
         except* (OSError, feed.FeedError, _Silent) as errors:
             why = "; ".join(str(error) for error in errors.exceptions) or "it closed its connection"
+            left = False
         finally:
             worker.pid, worker.applied = None, -1
             ours.close()
-            await asyncio.shield(_end(child))
+            if not left or self._legacy is None:
+                await asyncio.shield(_end(child))
         return f"{why} (exit code {child.returncode})"
 
-    async def _spawn(self, sock: socket.socket) -> asyncio.subprocess.Process:
+    def _spawn(self, sock: socket.socket) -> subprocess.Popen[bytes]:
+        """Not by asyncio, which kills its children when its loop is closed."""
         root = str(Path(__file__).resolve().parent.parent)
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", _BOOT, root, str(sock.fileno()), str(os.getpid()),
-            stdin=asyncio.subprocess.DEVNULL, pass_fds=(sock.fileno(),), cwd="/",
+        outlive = str(int(self._legacy is not None))
+        return subprocess.Popen(
+            [sys.executable, "-I", "-c", _BOOT, root, str(sock.fileno()), str(os.getpid()), outlive],
+            stdin=subprocess.DEVNULL, pass_fds=(sock.fileno(),), cwd="/",
         )  # fmt: skip
 
     async def _feed(self, process: _Process) -> None:
@@ -365,6 +386,8 @@ class NameServer:
                         async with self._heard:
                             process.worker.applied = number
                             self._heard.notify_all()
+                        if self._legacy is not None and self._served > 0:
+                            self._legacy.end()
                     case feed.Stats(values, upstreams):
                         process.worker.counters, process.worker.asked = values, upstreams
         raise ConnectionResetError("it closed its connection")
@@ -383,15 +406,15 @@ async def _watch_silence(process: _Process) -> None:
     raise _Silent(f"it was silent for {SILENCE_MAX_S:.0f} s")
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
+async def _end(child: subprocess.Popen[bytes]) -> None:
     """The process ends by itself when its connection is closed; if not, it is killed."""
-    try:
-        async with asyncio.timeout(STOP_WAIT_S):
-            await child.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+    deadline_s = time.monotonic() + STOP_WAIT_S
+    child.terminate()  # one that would outlive us; the others ignore it
+    while child.poll() is None and time.monotonic() < deadline_s:  # noqa: ASYNC110 - bounded, and nobody tells us
+        await asyncio.sleep(STOP_POLL_S)
+    if child.poll() is None:
+        child.kill()
+        await asyncio.to_thread(child.wait)
 
 
 async def _lend(sock: socket.socket, opened: _Open, index: int) -> None:

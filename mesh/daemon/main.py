@@ -127,7 +127,9 @@ def _doors(config: Config) -> Doors:
         executor=ProcessExecutor(state, netns_dir=config.netns_dir),
         overlay=OverlayKernel(netns_dir=config.netns_dir),
         balancer=VipKernel(),
-        name_server=NameServer(resolv_conf=config.resolv_conf, upstreams=config.dns_upstreams),
+        name_server=NameServer(
+            resolv_conf=config.resolv_conf, upstreams=config.dns_upstreams, outlive=Path(config.socket).parent
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import dnslib
 import pytest
 
+from dns.legacy import Legacy
 from dns.plan import DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
 from dns.service import NameServer
 
@@ -132,6 +133,39 @@ async def test_the_process_ends_with_its_daemon() -> None:
         assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_process_may_outlive_its_daemon_and_is_replaced_by_that_of_the_next(tmp_path: Path) -> None:
+    port, first = free_port(), NameServer(resolv_conf="/dev/null", outlive=tmp_path)
+    async with running(first):
+        await first.apply(plan(port, api(task(1))))
+        old = first.status().pid
+        assert old is not None
+    assert addresses(await ask("api", "A", port)) == {"10.91.0.2"}, "answered without a daemon"
+    second = NameServer(resolv_conf="/dev/null", outlive=tmp_path)
+    async with running(second):
+        moved = replace(api(task(1)), vips=(IPv4Address("10.91.0.3"),))
+        await second.apply(plan(port, moved))
+        await until(lambda: not Path(f"/proc/{old}/cmdline").read_bytes())
+        for _ in range(20):
+            assert addresses(await ask("api", "A", port)) == {"10.91.0.3"}
+        new = second.status().pid
+        await second.apply(DnsPlan())
+        await until(lambda: second.status().current)
+    await until(lambda: not Path(f"/proc/{new}/cmdline").read_bytes())
+
+
+def test_a_process_that_has_a_noted_number_by_chance_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        (tmp_path / "mesh-dns-0").write_text(f"{bystander.pid} 12345\n")
+        legacy = Legacy(tmp_path)
+        legacy.find()
+        legacy.end()
+        assert bystander.poll() is None
+        legacy.note(0, bystander.pid)
+        legacy.find()
+        legacy.end()
+        assert bystander.wait(5) == -signal.SIGTERM
 
 
 async def test_an_address_in_use_is_reported_and_taken_when_it_is_free() -> None:
