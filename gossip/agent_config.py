@@ -194,9 +194,7 @@ _SETTINGS = (
     _Setting("advertise", "advertise", "advertise", _place, "Address that others reach this node at."),
     _Setting("rpc-addr", "rpc_addr", "rpc_addr", _text, f"Address or socket path of the RPC. [{DEFAULT_RPC}]"),
     _Setting("rpc-auth", "rpc_auth", "rpc_auth", _text, "What clients of the RPC must know."),
-    _Setting(
-        "join", "start_join", "join", _list, "Address of a member to join; repeatable. Failing is an error.", True
-    ),
+    _Setting("join", "start_join", "join", _list, "A member to join; repeatable. Failing is an error.", True),
     _Setting("replay", "replay_on_join", "replay", _truth, "Tell of the events that were before the join."),
     _Setting("retry-join", "retry_join", "retry_join", _list, "Like -join, but tried again until it works.", True),
     _Setting("retry-interval", "retry_interval", "retry_interval_s", _duration_s, "Time between tries. [30s]"),

@@ -1,7 +1,7 @@
 """The Serf layer as one core: SWIM's delegate below, commands from above, events out of `drain`. No I/O.
 
-`Below` is what it needs of SWIM. It sends nothing itself but through `Below.send` and the queues that `broadcasts` is
-asked for. Whoever drives it calls `wake` at `deadline`, and `drain` after every call of anything.
+It sends nothing itself but through `Membership.send_user` and the queues that `broadcasts` is asked for. Whoever drives
+it calls `wake` at `deadline`, and `drain` after every call of anything.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gossip.broadcasts import Broadcasts
 from gossip.coordinates import Coordinate, Vivaldi
-from gossip.delegate import META_MAX, Change, Member, MemberEvent, State
+from gossip.delegate import META_MAX, Change, Member, MemberEvent, Membership, State
+from gossip.keyring import KeyRing
 from gossip.serf.clock import LamportClock, SeenRing
 from gossip.serf.keys import (
     PREFIX,
     KeyCommand,
     KeyCount,
-    Ring,
     answer_key_query,
     fitting_response,
     parse_key,
@@ -49,9 +49,9 @@ from gossip.serf.messages import (
 )
 from gossip.serf.pack import BadMessage
 from gossip.serf.pattern import PatternError, compile_pattern
-from gossip.serf.ports import Below, ConflictOver, Event, KeyDone, QuerySeen, Refused, SerfConfig, UserEventSeen
+from gossip.serf.ports import ConflictOver, Event, KeyDone, QuerySeen, Refused, SerfConfig, UserEventSeen
 from gossip.serf.queries import TIMEOUT_MAX_S, TIMEOUT_MULT, OpenQueries, QueryDone
-from gossip.serf.roster import Kind, MemberChange, Roster, SerfMember
+from gossip.serf.roster import Kind, MemberChange, Roster, SerfMember, Status
 
 NAME_MAX = 128
 REAP_INTERVAL_S = 15.0
@@ -70,15 +70,15 @@ class SerfCore:
     def __init__(
         self,
         config: SerfConfig,
-        below: Below,
         *,
         tags: Mapping[str, str],
-        ring: Ring | None,
+        ring: KeyRing,
         source: random.Random,
         now: float,
         extension: Callable[[bytes, float], None] | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> None:
-        """`extension` is given user messages whose type is not Serf's."""
+        """`extension` is given user messages whose type is not Serf's; `ready` is called when `drain` has something."""
         self.config = config
         self.clock, self.event_clock, self.query_clock = LamportClock(), LamportClock(), LamportClock()
         self.roster = Roster(config.name)
@@ -91,9 +91,10 @@ class SerfCore:
         self.tags = dict(tags)
         self.leaving = False
         self.ignore_old_events = True  # whether a join without replay skips what happened before it
-        self._below = below
+        self._membership: Membership | None = None
         self._random = source
         self._extension = extension
+        self._ready = ready
         self._seen_events: SeenRing[tuple[str, bytes]] = SeenRing()
         self._seen_queries: SeenRing[int] = SeenRing()
         self._open = OpenQueries()
@@ -104,9 +105,15 @@ class SerfCore:
         self._out: deque[Event] = deque(maxlen=OUT_MAX)
         self._ack_payload = b""
 
-    def start(self, me: Member, now: float) -> None:
-        """This node is up: it is the first member."""
-        self._emit(self.roster.joined(me, now))
+    def start(self, below: Membership, now: float) -> None:
+        """SWIM is there, and this node its first member. To be called before anything else but the delegate's part."""
+        self._membership = below
+        self._emit(self.roster.joined(below.me, now))
+
+    @property
+    def _below(self) -> Membership:
+        assert self._membership is not None, "not started"
+        return self._membership
 
     # Driving
 
@@ -166,7 +173,7 @@ class SerfCore:
         query = Query(
             ltime=self.query_clock.time,
             id=self._random.getrandbits(31),
-            source=self._below.address,
+            source=self._below.me.address,
             source_node=self.config.name,
             filters=encode_filters(nodes, tags or {}),
             flags=FLAG_ACK if ack else 0,
@@ -185,7 +192,7 @@ class SerfCore:
 
     def default_query_timeout_s(self) -> float:
         """How long a query takes to reach everybody and come back, generously."""
-        rounds = TIMEOUT_MULT * math.ceil(math.log10(self._below.alive_count() + 1))
+        rounds = TIMEOUT_MULT * math.ceil(math.log10(self._below.alive_count + 1))
         return self.config.profile.gossip_interval_s * rounds
 
     def respond(self, query: QuerySeen, payload: bytes, now: float) -> None:
@@ -205,7 +212,7 @@ class SerfCore:
         except ValueError as error:
             raise Refused(str(error)) from error
         # Counted before asking: this node answers within the call.
-        count = self._key_counts[self.query_clock.time] = KeyCount(self._below.alive_count())
+        count = self._key_counts[self.query_clock.time] = KeyCount(self._below.alive_count)
         try:
             return self.query(command.query, payload, now)
         except Refused:
@@ -220,7 +227,7 @@ class SerfCore:
         self._below.update_meta(now)
         me = self.roster.get(self.config.name)
         if me is not None:
-            seen = Member(me.name, self._below.address, self.node_meta(), me.versions, 0, State.ALIVE, now)
+            seen = Member(me.name, self._below.me.address, self.node_meta(), me.versions, 0, State.ALIVE, now)
             self._emit(self.roster.updated(seen))
 
     def joined_cluster(self, now: float) -> None:
@@ -228,8 +235,11 @@ class SerfCore:
         self._say_stay(now)
 
     def force_leave(self, node: str, prune: bool, now: float) -> None:
-        """Declare a failed node to have left."""
+        """Declare a failed node to have left: no longer looked for, and with `prune` no longer remembered."""
         self._say_leave(Leave(self.clock.time, node, prune), now)
+        member = self.roster.get(node)
+        if node != self.config.name and (member is None or member.status is Status.LEFT):
+            self._below.forget(node, now)
 
     def leave_begins(self, now: float) -> None:
         """This node leaves: say so."""
@@ -262,11 +272,12 @@ class SerfCore:
 
     def broadcasts(self, overhead: int, limit: int) -> Sequence[bytes]:
         """For one packet: intents first, membership rests on them; then queries, whose time is short; then events."""
-        transmits = self.config.profile.retransmits(self._below.alive_count())
+        if self._membership is None:
+            return ()
         taken: list[bytes] = []
         for queue in (self.intents, self.queries, self.events):
             if len(queue):
-                part = queue.take(overhead, limit, transmits)
+                part = queue.take(overhead, limit, self._below.retransmits)
                 limit -= sum(len(message) + overhead for message in part)
                 taken += part
         return taken
@@ -497,7 +508,7 @@ class SerfCore:
 
     def _answer(self, query: Query, response: QueryResponse, raw: bytes, now: float) -> None:
         """Send a response to who asked, and copies by way of others when that was asked for."""
-        if query.source == self._below.address and query.source_node == self.config.name:
+        if query.source == self._below.me.address and query.source_node == self.config.name:
             self._take_response(response, now)
             return
         self._below.send_user(query.source, raw, now)
@@ -529,7 +540,7 @@ class SerfCore:
         except BadMessage:
             vote = None
         if isinstance(vote, Vote):
-            votes.append(vote.address == self._below.address)
+            votes.append(vote.address == self._below.me.address)
         else:
             self.counts["bad_messages"] += 1
 
@@ -554,6 +565,8 @@ class SerfCore:
         if len(self._out) == OUT_MAX:
             self.counts["events_dropped"] += 1
         self._out.append(event)
+        if self._ready is not None and len(self._out) == 1:
+            self._ready()
 
     # Looking
 
@@ -576,4 +589,4 @@ class SerfCore:
             "coordinate_resets": self.vivaldi.resets,
         }
         shown = {name: str(number) for name, number in numbers.items()}
-        return shown | {"encrypted": "true" if self.ring is not None and self.ring.keys else "false"}
+        return shown | {"encrypted": "true" if self.ring else "false"}

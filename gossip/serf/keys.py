@@ -10,12 +10,11 @@ import base64
 import binascii
 import enum
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 
+from gossip.keyring import KeyRing, KeyRingError
 from gossip.serf.messages import KeyRequest, KeyResponse, QueryResponse, Type, decode, encode
 from gossip.serf.pack import BadMessage
 
@@ -39,32 +38,16 @@ class KeyCommand(enum.Enum):
         return PREFIX + self.value
 
 
-class Ring(Protocol):
-    """The keys of this node. Methods raise ValueError with one sentence."""
-
-    @property
-    def keys(self) -> Sequence[bytes]: ...
-
-    @property
-    def primary(self) -> bytes: ...
-
-    def add(self, key: bytes) -> None: ...
-
-    def use(self, key: bytes) -> None: ...
-
-    def remove(self, key: bytes) -> None: ...
-
-
-class KeyError_(ValueError):
+class KeyTextError(ValueError):
     """What a user typed is no key."""
 
 
 def parse_key(text: str) -> bytes:
-    """The bytes of a key in base64. Raises KeyError_."""
+    """The bytes of a key in base64. Raises KeyTextError."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise KeyError_(f"illegal base64 data in key: {error}") from error
+        raise KeyTextError(f"illegal base64 data in key: {error}") from error
 
 
 def show_key(key: bytes) -> str:
@@ -128,31 +111,31 @@ class KeyCount:
         )
 
 
-def answer_key_query(name: str, payload: bytes, ring: Ring | None) -> tuple[KeyResponse, bool]:
+def answer_key_query(name: str, payload: bytes, ring: KeyRing) -> tuple[KeyResponse, bool]:
     """Do what a key query asks of this node: (the answer, whether the ring has changed)."""
     if name == KeyCommand.LIST.query:
-        if ring is None or not ring.keys:
+        if not ring:
             return KeyResponse(False, EMPTY), False
-        return KeyResponse(True, "", tuple(show_key(key) for key in ring.keys), show_key(ring.primary)), False
+        return KeyResponse(True, "", tuple(show_key(key) for key in ring.keys), show_key(ring.keys[0])), False
     try:
         request = decode(payload)
         if not isinstance(request, KeyRequest):
             return KeyResponse(False, "Invalid key request"), False
     except BadMessage:
         return KeyResponse(False, "Invalid key request"), False
-    if ring is None or not ring.keys:
+    if not ring:
         return KeyResponse(False, NOT_ENCRYPTED), False
     try:
         match KeyCommand(name.removeprefix(PREFIX)):
             case KeyCommand.INSTALL:
-                ring.add(request.key)
+                ring.install(request.key)
             case KeyCommand.USE:
                 ring.use(request.key)
             case KeyCommand.REMOVE:
                 ring.remove(request.key)
             case KeyCommand.LIST:
                 pass
-    except ValueError as error:
+    except KeyRingError as error:
         return KeyResponse(False, str(error)), False
     return KeyResponse(True), True
 

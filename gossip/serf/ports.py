@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import msgspec
 
-from gossip.delegate import Address
 from gossip.profile import Profile
 from gossip.serf.keys import KeyResult
 from gossip.serf.messages import Query
@@ -55,27 +52,6 @@ Event = MemberChange | UserEventSeen | QuerySeen | QueryAnswer | QueryDone | Key
 
 class Refused(ValueError):
     """What was asked for cannot be done; the text is for the user."""
-
-
-class Below(Protocol):
-    """What the layer needs of SWIM."""
-
-    @property
-    def address(self) -> Address:
-        """Where others reach this node."""
-        ...
-
-    def send_user(self, to: Address, message: bytes, now: float) -> None:
-        """Send a user message in one packet, without piggyback."""
-        ...
-
-    def alive_count(self) -> int:
-        """Members that are alive or suspect, this node included."""
-        ...
-
-    def update_meta(self, now: float) -> None:
-        """Ask for `node_meta` again and tell everybody."""
-        ...
 
 
 class SerfConfig(msgspec.Struct, frozen=True):
