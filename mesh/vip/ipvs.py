@@ -32,6 +32,7 @@ from mesh.vip.tables import Synced, Tables
 
 _NETLINK_GENERIC = 16
 _SYSCTLS_AT = Path("/proc/sys/net/ipv4/vs")
+_TABLE, _TABLE_HEADER_LINES = Path("/proc/thread-self/net/ip_vs"), 3
 # Per namespace; the kernel's defaults are those of a machine that only balances (reference: behaviour matrix).
 SYSCTLS = {
     "conntrack": "1",  # what IPVS balances is tracked: masquerade for hairpins, marks for the way back, refusals
@@ -72,7 +73,7 @@ class Ipvs:
         meeting = ipvs_plan.meeting(known.book.by_key)
         fresh = bool(meeting) or known.cookie != namespace.cookie or not change.keys
         known.cookie = namespace.cookie
-        with _Door(self._family) as door:
+        with Door(self._family) as door:
             changes = door.tune(math.ceil(longest_idle_s(known.book, DEFAULT_IDLE_S)))
             try:
                 synced, step = self._step(namespace, router, known, door, None if fresh else change.keys)
@@ -85,7 +86,7 @@ class Ipvs:
         changes += Counter({"vip service": len(step.before) + len(step.after)}) + synced.changes
         if synced.news or step.after or path in self._recheck:
             self._recheck.add(path)
-            ended = end_connections(namespace, stale.by_service(known.book.service), translated_only=False)
+            ended = end_connections(namespace, stale.in_router(known.book.service), translated_only=False)
             self._recheck.discard(path)
             changes += Counter({"vip connection": ended})
         if meeting:
@@ -93,7 +94,7 @@ class Ipvs:
         return changes
 
     def _step(
-        self, namespace: Namespace, router: RouterPlan, known: _Router, door: _Door, keys: frozenset[ServiceKey] | None
+        self, namespace: Namespace, router: RouterPlan, known: _Router, door: Door, keys: frozenset[ServiceKey] | None
     ) -> tuple[Synced, Difference]:
         """Change what concerns the services of some keys; None: read what is there, and change whatever differs."""
         book, before = known.book, known.services
@@ -131,7 +132,7 @@ class Ipvs:
             for of in (ipvs_plan.MARKS, ipvs_plan.MARKS6)
             for (address,), (number,) in held.elements.get(of.name, {}).items()
         }
-        with _Door(self._family) as door:
+        with Door(self._family) as door:
             found = door.read()
         seen = []
         for id_, service in found.items():
@@ -149,7 +150,7 @@ class Ipvs:
         """See `Balancer`."""
         self.forget(path)
         changes = self._tables.remove(path, namespace)
-        with _Door(self._family) as door:
+        with Door(self._family) as door:
             return changes + door.empty()
 
     def forget(self, path: str) -> None:
@@ -185,14 +186,15 @@ def _edits(there: Held | None, wanted: Mapping[str, Elements], keys: Collection[
     return edits
 
 
-class _Door:
-    """The IPVS table of the namespace of the running thread."""
+class Door:
+    """The IPVS table of the namespace of the running thread. Close it before leaving."""
 
     def __init__(self, family: int) -> None:
+        """`family` as `probe` found it. Raises OSError."""
         self._family = family
         self._netlink = Netlink(_NETLINK_GENERIC)
 
-    def __enter__(self) -> _Door:
+    def __enter__(self) -> Door:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,7 +224,11 @@ class _Door:
             self._netlink.change([(self._family, 0, ipvs_wire.command(Command.FLUSH))])
         return +Counter({"vip service": count})
 
-    def tune(self, idle_s: int | None) -> Counter[str]:
+    def idle_s(self) -> int:
+        """After how long an idle TCP connection ends."""
+        return ipvs_wire.tcp_timeout(self._netlink.ask(self._family, ipvs_wire.command(Command.GET_CONFIG)))
+
+    def tune(self, idle_s: int) -> Counter[str]:
         """Set the namespace's switches and its time-out; returns how many were otherwise."""
         changed = 0
         for name, value in SYSCTLS.items():
@@ -230,25 +236,41 @@ class _Door:
             if file.read_text().strip() != value:
                 file.write_text(value)
                 changed += 1
-        if idle_s is not None:
-            now = ipvs_wire.tcp_timeout(self._netlink.ask(self._family, ipvs_wire.command(Command.GET_CONFIG)))
-            if now != idle_s:
-                (number,) = self._netlink.change([(self._family, 0, ipvs_wire.set_tcp_timeout(idle_s))])
-                if number:
-                    raise OSError(number, f"cannot set the idle time-out of IPVS: {os.strerror(number)}")
-                changed += 1
+        if self.idle_s() != idle_s:
+            (number,) = self._netlink.change([(self._family, 0, ipvs_wire.set_tcp_timeout(idle_s))])
+            if number:
+                raise OSError(number, f"cannot set the idle time-out of IPVS: {os.strerror(number)}")
+            changed += 1
         return +Counter({"vip sysctl": changed})
+
+
+def abandon() -> Counter[str]:
+    """Remove what IPVS holds in the namespace of the running thread, where another balancer takes over.
+
+    Its connections end. Costs nothing where there is nothing. Raises OSError.
+    """
+    try:
+        if len(_TABLE.read_text().splitlines()) <= _TABLE_HEADER_LINES:
+            return Counter()
+    except FileNotFoundError:
+        return Counter()
+    with Door(_family()) as door:
+        return door.empty()
+
+
+def _family() -> int:
+    netlink = Netlink(_NETLINK_GENERIC)
+    try:
+        return ipvs_wire.family_number(netlink.ask(ipvs_wire.CONTROLLER, ipvs_wire.ask_family(ipvs_wire.FAMILY)))
+    finally:
+        netlink.close()
 
 
 def probe(host_netns: str | None) -> int:
     """The number of the kernel's IPVS family; its module is loaded if need be. Raises VipError with the reason."""
 
     def look(_: Namespace) -> int:
-        netlink = Netlink(_NETLINK_GENERIC)
-        try:
-            number = ipvs_wire.family_number(netlink.ask(ipvs_wire.CONTROLLER, ipvs_wire.ask_family(ipvs_wire.FAMILY)))
-        finally:
-            netlink.close()
+        number = _family()
         missing = [name for name in SYSCTLS if not (_SYSCTLS_AT / name).exists()]
         if missing:
             raise VipError(f"the kernel's IPVS has no {missing[0]} (net.ipv4.vs.{missing[0]})")

@@ -20,7 +20,7 @@ from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
 from mesh.vip.book import Book
 from mesh.vip.ingress import RouteOrRule
-from mesh.vip.ipvs import Ipvs, probe
+from mesh.vip.ipvs import Ipvs, abandon, probe
 from mesh.vip.namespace import Namespace, settle, visit
 from mesh.vip.nft import Nft, Reservation, VipError, find
 from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
@@ -110,6 +110,7 @@ class Kernel:
 
     def _in_router(self, namespace: Namespace, router: RouterPlan, report: Report) -> Counter[str]:
         self._routers.add(router.netns)
+        is_known = router.netns in self._ways
         ways, add, delete = self._difference(namespace, router)
         try:
             namespace.add_routing(ingress.in_order(add))
@@ -121,6 +122,8 @@ class Kernel:
         except Reservation as reservation:
             changes = reservation.changes
             report.errors += reservation.sentences
+        if not is_known and not isinstance(self.balancer, Ipvs):
+            changes += abandon()
         namespace.delete_routing(ingress.in_order(delete))
         if ways is not None:
             self._ways[router.netns] = ways
