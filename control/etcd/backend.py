@@ -30,7 +30,7 @@ from control.etcd.listing import claim, read_all, read_head
 from control.etcd.mirror import Gap, KeyChange, Mirror
 from control.etcd.sealed import BlobSeal
 from control.etcd.url import EtcdOptions, parse_url
-from control.etcd.wire import TXN_BYTES, Keys, RowKey, decode_head, decode_meta
+from control.etcd.wire import TXN_BYTES, Commit, Keys, RowKey, decode_head, decode_meta
 from control.store import errors
 from control.store.backend import (
     Committed,
@@ -200,16 +200,16 @@ class EtcdBackend:
             await self._work.wait()
             self._work.clear()
             while self._queue and self._term:
-                waiting = [queued.proposal for queued in islice(self._queue, txns.GROUP_CHANGES)]
+                waiting = [_commit_of(queued) for queued in islice(self._queue, txns.GROUP_CHANGES)]
                 group = [self._queue.popleft() for _ in range(txns.group_size(waiting, TXN_BYTES))]
                 self._sent += group
-                await self._write([queued.proposal for queued in group])
+                await self._write(waiting[: len(group)])
 
-    async def _write(self, proposals: Sequence[Proposal]) -> None:
+    async def _write(self, commits: Sequence[Commit]) -> None:
         """One group, until the watch has shown it or the term is over."""
         fence = txns.Fence(self._lease, self._term, self._mirror.head_revision)
-        write = txns.write(self._keys, self._seal, proposals, fence, self._mirror.index)
-        version = proposals[-1].version
+        write = txns.write(self._keys, self._seal, commits, fence, self._mirror.index)
+        version = commits[-1].version
         # What is there now belongs to commits that were refused, or to leaders that were cut off while they wrote.
         sweep = txns.sweep(self._keys, fence, self._mirror.orphans())
         for request in (*sweep, *write.parts, write.commit):
@@ -303,14 +303,14 @@ class EtcdBackend:
             self._judge()
         self._turn.set()
 
-    def _committed(self, commit: Committed) -> None:
+    def _committed(self, commit: Commit) -> None:
         """Ours, or another's."""
         for change in commit.changes:
             staged = self._staged.get((change.kind, change.id))
             if staged is not None and staged[0] == commit.version:
                 del self._staged[change.kind, change.id]
         if not self._sent:
-            self._tell(commit)
+            self._tell(Committed(commit.version, commit.changes))
             return
         queued = self._sent.popleft()
         if queued.proposal.version != commit.version:
@@ -325,7 +325,7 @@ class EtcdBackend:
         own = deque(queued for queued in self._sent if queued.proposal.version <= image.version)
         if own and self._term == self._mirror.term and own[-1].proposal.version == image.version:
             for queued in own:
-                self._committed(Committed(queued.proposal.version, queued.proposal.changes))
+                self._committed(_commit_of(queued))
         elif image.version != before:
             self._tell(Replaced(image))
         self._judge()
@@ -528,6 +528,10 @@ class EtcdBackend:
     def _tell(self, delivery: Delivery) -> None:
         if self._deliver is not None:
             self._deliver(delivery)
+
+
+def _commit_of(queued: _Queued) -> Commit:
+    return Commit(queued.proposal.version, queued.proposal.changes)
 
 
 def _closed() -> StoreClosed:

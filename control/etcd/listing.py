@@ -46,7 +46,8 @@ async def read_all(client: Client, keys: Keys, mirror: Mirror) -> Image:
         await _pages(client, keys.parts, revision, PARTS_PER_PAGE),
         await _pages(client, keys.runs, revision, ROWS_PER_PAGE),
     )
-    return mirror.load(listing)
+    rows = mirror.load(listing)
+    return Image(mirror.version, rows)
 
 
 async def read_head(client: Client, keys: Keys, mirror: Mirror) -> pb.RangeResponse:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from control.etcd.sealed import BlobSeal
-from control.etcd.wire import CommitRecord, Head, Keys, RowKey, StoredRow, decode_head, decode_row, part_keys
-from control.store.backend import Committed, Image
+from control.etcd.wire import Commit, CommitRecord, Head, Keys, RowKey, StoredRow, decode_head, decode_row, part_keys
 from control.store.errors import BackendFailed
 from control.store.record import Row, RowChange
 
@@ -88,8 +87,8 @@ class Mirror:
 
     # --- all at once ----------------------------------------------------------------------------------------------
 
-    def load(self, listing: Listing) -> Image:
-        """Begin from here. Raises BackendFailed."""
+    def load(self, listing: Listing) -> tuple[Row, ...]:
+        """Begin from here; all rows. Raises BackendFailed."""
         head = decode_head(listing.head)
         pieces = {change.key: change.value for change in listing.parts if change.value is not None}
         self.index = {}
@@ -111,11 +110,11 @@ class Mirror:
             self._run(change)
         self.revision, self.version, self.term = listing.revision, head.version, head.term
         self.head_revision = listing.head_revision
-        return Image(head.version, tuple(rows))
+        return tuple(rows)
 
     # --- one revision after the other -----------------------------------------------------------------------------
 
-    def apply(self, revision: int, changes: Iterable[KeyChange]) -> tuple[Committed, ...]:
+    def apply(self, revision: int, changes: Iterable[KeyChange]) -> tuple[Commit, ...]:
         """Take in all changes of one revision; the commits in it. Raises Gap, BackendFailed."""
         if revision <= self.revision:
             return ()
@@ -144,7 +143,7 @@ class Mirror:
         self.head_revision = revision
         return self._commits(decode_head(head), rows)
 
-    def _commits(self, head: Head, rows: dict[RowKey, bytes | None]) -> tuple[Committed, ...]:
+    def _commits(self, head: Head, rows: dict[RowKey, bytes | None]) -> tuple[Commit, ...]:
         committed = tuple(self._commit(record, rows) for record in head.commits)
         if rows:
             raise _foreign(self._keys.row(*next(iter(rows))))
@@ -154,7 +153,7 @@ class Mirror:
         self._parts.clear()  # of this transaction, and of those before it that never came to pass
         return committed
 
-    def _commit(self, record: CommitRecord, rows: dict[RowKey, bytes | None]) -> Committed:
+    def _commit(self, record: CommitRecord, rows: dict[RowKey, bytes | None]) -> Commit:
         if record.version != self.version + 1:
             raise Gap
         changes = []
@@ -167,7 +166,7 @@ class Mirror:
                 )
             changes.append(RowChange(touched.kind, touched.id, touched.expected, self._value(key, rows.pop(key))))
         self.version = record.version
-        return Committed(record.version, tuple(changes))
+        return Commit(record.version, tuple(changes))
 
     def _value(self, key: RowKey, value: bytes | None) -> bytes | None:
         if value is None:

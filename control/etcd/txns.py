@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from control.etcd import etcd_pb2 as pb
 from control.etcd.mirror import RowAt
 from control.etcd.sealed import BlobSeal
-from control.etcd.wire import Head, Keys, RowKey, StoredRow, encode, end_of, part_keys, pieces, record_of, to_spill
-from control.store.backend import Proposal
+from control.etcd.wire import (
+    Commit,
+    Head,
+    Keys,
+    RowKey,
+    StoredRow,
+    encode,
+    end_of,
+    part_keys,
+    pieces,
+    record_of,
+    to_spill,
+)
 
 # etcd takes 128 operations in a transaction, counted along each path through nested ones and not over all of them; so
 # a commit of 200 changes goes as a few nested transactions, each with this many. Tried with a real one in the tests.
@@ -35,29 +46,27 @@ class Write:
     commit: pb.TxnRequest
 
 
-def group_size(proposals: Sequence[Proposal], inline_max: int) -> int:
-    """How many of the proposals, at least one, can go in one transaction: no row twice, not too many, not too large."""
+def group_size(commits: Sequence[Commit], inline_max: int) -> int:
+    """How many of the commits, at least one, can go in one transaction: no row twice, not too many, not too large."""
     seen: set[RowKey] = set()
     changes = size = 0
-    for count, proposal in enumerate(proposals):
-        keys = {(c.kind, c.id) for c in proposal.changes}
-        changes += len(proposal.changes)
-        size += sum(len(c.blob) for c in proposal.changes if c.blob is not None)
+    for count, commit in enumerate(commits):
+        keys = {(c.kind, c.id) for c in commit.changes}
+        changes += len(commit.changes)
+        size += sum(len(c.blob) for c in commit.changes if c.blob is not None)
         if count and (changes > GROUP_CHANGES or size > inline_max or not keys.isdisjoint(seen)):
             return count
         seen |= keys
-    return len(proposals)
+    return len(commits)
 
 
-def write(
-    keys: Keys, seal: BlobSeal, proposals: Sequence[Proposal], fence: Fence, index: Mapping[RowKey, RowAt]
-) -> Write:
+def write(keys: Keys, seal: BlobSeal, commits: Sequence[Commit], fence: Fence, index: Mapping[RowKey, RowAt]) -> Write:
     """The requests for a group. `index` is the state before it: parts of rows that are written over go."""
     operations: list[pb.RequestOp] = []
     parts: list[pb.RequestOp] = []
-    for proposal in proposals:
-        spilled = to_spill(proposal.changes)
-        for number, change in enumerate(proposal.changes):
+    for commit in commits:
+        spilled = to_spill(commit.changes)
+        for number, change in enumerate(commit.changes):
             key = keys.row(change.kind, change.id)
             before = index.get((change.kind, change.id))
             if before is not None:
@@ -65,15 +74,15 @@ def write(
             if change.blob is None:
                 operations.append(_delete(key))
                 continue
-            key_id, blob = seal.seal(change.kind, change.id, proposal.version, change.blob)
-            row = StoredRow(proposal.version, blob, key_id=key_id)
+            key_id, blob = seal.seal(change.kind, change.id, commit.version, change.blob)
+            row = StoredRow(commit.version, blob, key_id=key_id)
             if number in spilled:
-                part_key = keys.part_key(fence.term, proposal.version, number)
+                part_key = keys.part_key(fence.term, commit.version, number)
                 cut = list(pieces(blob))
                 parts += map(_put, part_keys(part_key, len(cut)), cut)
-                row = StoredRow(proposal.version, None, part_key, len(cut), key_id)
+                row = StoredRow(commit.version, None, part_key, len(cut), key_id)
             operations.append(_put(key, encode(row)))
-    head = Head(proposals[-1].version, fence.term, tuple(map(record_of, proposals)))
+    head = Head(commits[-1].version, fence.term, tuple(map(record_of, commits)))
     operations.append(_put(keys.head, encode(head)))
     return Write(tuple(_fenced(keys, fence, [part]) for part in parts), _fenced(keys, fence, _nested(operations)))
 

@@ -13,11 +13,10 @@ the rows alone do not: who deletes leaves no version behind.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from control.store.backend import Proposal
 from control.store.errors import BackendFailed
 from control.store.record import RowChange
 
@@ -47,6 +46,13 @@ class StoredRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     part_key: bytes = b""  # without the last "/I"
     parts: int = 0
     key_id: str = ""  # with which the blob is sealed (`sealed`)
+
+
+class Commit(NamedTuple):
+    """One of our commits, proposed or done."""
+
+    version: int
+    changes: tuple[RowChange, ...]
 
 
 class Touched(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -149,10 +155,10 @@ def part_keys(part_key: bytes, parts: int) -> list[bytes]:
     return [b"%s/%d" % (part_key, i) for i in range(parts)]
 
 
-def record_of(proposal: Proposal) -> CommitRecord:
+def record_of(commit: Commit) -> CommitRecord:
     """What the head says of a commit."""
-    touched = (Touched(c.kind, c.id, c.expected, c.blob is None) for c in proposal.changes)
-    return CommitRecord(proposal.version, tuple(touched))
+    touched = (Touched(c.kind, c.id, c.expected, c.blob is None) for c in commit.changes)
+    return CommitRecord(commit.version, tuple(touched))
 
 
 def to_spill(changes: Sequence[RowChange]) -> frozenset[int]:

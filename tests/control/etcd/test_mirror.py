@@ -10,8 +10,7 @@ from control.etcd import txns
 from control.etcd.mirror import Gap, KeyChange, Listing, Mirror
 from control.etcd.sealed import BlobSeal
 from control.etcd.txns import Fence
-from control.etcd.wire import INLINE_MAX, PART_BYTES, TXN_BYTES, Head, Keys, encode, to_spill
-from control.store.backend import Committed, Image, Proposal
+from control.etcd.wire import INLINE_MAX, PART_BYTES, TXN_BYTES, Commit, Head, Keys, encode, to_spill
 from control.store.errors import BackendFailed
 from control.store.record import Row, RowChange
 from control.store.sealing import PlainRing
@@ -54,7 +53,7 @@ class Fake:
         head, _, head_revision = self.data[KEYS.head]
         return Listing(self.revision, head, head_revision, below(KEYS.rows), below(KEYS.parts), below(KEYS.runs))
 
-    def mirror(self) -> tuple[Mirror, Image]:
+    def mirror(self) -> tuple[Mirror, tuple[Row, ...]]:
         mirror = Mirror(KEYS, SEAL)
         return mirror, mirror.load(self.listing())
 
@@ -63,7 +62,7 @@ def fence(mirror: Mirror) -> Fence:
     return Fence(7, 3, mirror.head_revision)
 
 
-def commit(etcd: Fake, mirror: Mirror, *proposals: Proposal) -> list[Committed]:
+def commit(etcd: Fake, mirror: Mirror, *proposals: Commit) -> list[Commit]:
     write = txns.write(KEYS, SEAL, proposals, fence(mirror), mirror.index)
     committed = []
     for request in (*write.parts, write.commit):
@@ -78,10 +77,10 @@ def put(id_, blob=b"x", expected=0):
 def test_a_group_of_commits_comes_out_one_by_one():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    proposals = [Proposal(1, (put("a"), put("b"))), Proposal(2, (put("c"),)), Proposal(3, ())]
-    assert commit(etcd, mirror, *proposals) == [Committed(p.version, p.changes) for p in proposals]
+    proposals = [Commit(1, (put("a"), put("b"))), Commit(2, (put("c"),)), Commit(3, ())]
+    assert commit(etcd, mirror, *proposals) == [Commit(p.version, p.changes) for p in proposals]
     assert mirror.version == 3
-    assert etcd.mirror()[1] == Image(3, (Row("k", "a", 1, b"x"), Row("k", "b", 1, b"x"), Row("k", "c", 2, b"x")))
+    assert etcd.mirror()[1] == (Row("k", "a", 1, b"x"), Row("k", "b", 1, b"x"), Row("k", "c", 2, b"x"))
 
 
 sizes = st.sampled_from([0, 1, 1000, 20_000, INLINE_MAX, INLINE_MAX + 1, PART_BYTES, PART_BYTES + 1, 1_500_000])
@@ -108,16 +107,16 @@ def test_whatever_is_written_a_watch_and_a_load_see_the_same(script, groups):
                 del rows[id_]
             else:
                 rows[id_] = Row("k", id_, version, blob)
-        proposals.append(Proposal(version, tuple(changes)))
+        proposals.append(Commit(version, tuple(changes)))
     seen = []
     while proposals:
         waiting = proposals[: groups[len(seen) % 12]]
         group = [proposals.pop(0) for _ in range(txns.group_size(waiting, TXN_BYTES))]
-        expected = [Committed(p.version, p.changes) for p in group]
+        expected = [Commit(p.version, p.changes) for p in group]
         assert commit(etcd, writer, *group) == expected
         seen += expected
-    mirror, image = etcd.mirror()
-    assert sorted(image.rows, key=lambda row: row.id) == sorted(rows.values(), key=lambda row: row.id)
+    mirror, found = etcd.mirror()
+    assert sorted(found, key=lambda row: row.id) == sorted(rows.values(), key=lambda row: row.id)
     assert (mirror.index, mirror.version) == (writer.index, writer.version)
     used = sum(at.parts for at in mirror.index.values())
     assert sum(key.startswith(KEYS.parts) for key in etcd.data) == used
@@ -129,7 +128,7 @@ def test_a_request_stays_below_what_etcd_takes():
     ]
     changes.append((*(put(f"{i}", os.urandom(60_000)) for i in range(20)), put("z", os.urandom(300_000))))
     for change in changes:
-        write = txns.write(KEYS, SEAL, [Proposal(1, change)], Fence(7, 3, 1), {})
+        write = txns.write(KEYS, SEAL, [Commit(1, change)], Fence(7, 3, 1), {})
         assert all(request.ByteSize() < 1_400_000 for request in (*write.parts, write.commit))
         nested = [op.request_txn.success for op in write.commit.success if op.HasField("request_txn")]
         assert len(write.commit.success) + max(map(len, nested), default=0) <= 128
@@ -147,17 +146,17 @@ def test_the_largest_go_into_parts_first():
 
 
 def test_groups_have_no_row_twice_and_are_bounded():
-    a, b, a2 = Proposal(1, (put("a"),)), Proposal(2, (put("b"),)), Proposal(3, (put("a", expected=1),))
+    a, b, a2 = Commit(1, (put("a"),)), Commit(2, (put("b"),)), Commit(3, (put("a", expected=1),))
     assert txns.group_size([a, b, a2], TXN_BYTES) == 2
     assert txns.group_size([a, b], 1) == 1
-    many = [Proposal(i, tuple(put(f"{i}-{j}") for j in range(150))) for i in range(1, 9)]
+    many = [Commit(i, tuple(put(f"{i}-{j}") for j in range(150))) for i in range(1, 9)]
     assert txns.group_size(many, TXN_BYTES) == txns.GROUP_CHANGES // 150
 
 
 def test_parts_of_what_never_came_to_pass_are_swept():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    write = txns.write(KEYS, SEAL, [Proposal(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
+    write = txns.write(KEYS, SEAL, [Commit(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
     for request in write.parts:
         mirror.apply(etcd.revision + 1, etcd.run(request))
     late, _ = etcd.mirror()  # also by one that finds them there
@@ -171,7 +170,7 @@ def test_parts_of_what_never_came_to_pass_are_swept():
 def test_revisions_come_once():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    changes = etcd.run(txns.write(KEYS, SEAL, [Proposal(1, (put("a"),))], fence(mirror), {}).commit)
+    changes = etcd.run(txns.write(KEYS, SEAL, [Commit(1, (put("a"),))], fence(mirror), {}).commit)
     assert len(mirror.apply(2, changes)) == 1
     assert mirror.apply(2, changes) == ()
     assert mirror.apply(1, changes) == ()
@@ -181,8 +180,8 @@ def test_a_missing_revision_is_a_gap():
     etcd = Fake()
     writer, _ = etcd.mirror()
     late, _ = etcd.mirror()
-    commit(etcd, writer, Proposal(1, (put("a"),)))
-    write = txns.write(KEYS, SEAL, [Proposal(2, (put("b"),))], fence(writer), writer.index)
+    commit(etcd, writer, Commit(1, (put("a"),)))
+    write = txns.write(KEYS, SEAL, [Commit(2, (put("b"),))], fence(writer), writer.index)
     with pytest.raises(Gap):
         late.apply(3, etcd.run(write.commit))
 
@@ -190,7 +189,7 @@ def test_a_missing_revision_is_a_gap():
 def test_a_missing_part_is_a_gap():
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    write = txns.write(KEYS, SEAL, [Proposal(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
+    write = txns.write(KEYS, SEAL, [Commit(1, (put("a", bytes(PART_BYTES * 2)),))], fence(mirror), {})
     mirror.apply(2, etcd.run(write.parts[0]))
     etcd.run(write.parts[1])
     with pytest.raises(Gap):
@@ -214,7 +213,7 @@ def test_a_missing_part_is_a_gap():
 def test_what_others_write_there_is_noticed(change):
     etcd = Fake()
     mirror, _ = etcd.mirror()
-    commit(etcd, mirror, Proposal(1, (put("a"),)))
+    commit(etcd, mirror, Commit(1, (put("a"),)))
     with pytest.raises(BackendFailed) as caught:
         mirror.apply(etcd.revision + 1, [change])
     assert "\n" not in str(caught.value)
