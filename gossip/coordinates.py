@@ -93,7 +93,8 @@ class Vivaldi:
 
     def _to_centre(self, here: Coordinate) -> Coordinate:
         centre = Coordinate()
-        return self._push(here, centre, -((distance_s(centre, here) / GRAVITY_RHO) ** 2))
+        pull = distance_s(centre, here) / GRAVITY_RHO
+        return self._push(here, centre, -(pull * pull))  # not **, which raises where this is infinite
 
     def _push(self, here: Coordinate, other: Coordinate, force_s: float) -> Coordinate:
         """Move away from `other` by so much (towards it if negative)."""
