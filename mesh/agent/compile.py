@@ -6,6 +6,7 @@ value; the reconcilers only make it true. The rules that matter:
 - An address is routed as long as its task exists, whatever its state, so that draining connections live.
 - A task gets new connections only while it is *ready*: running, wanted, on a node that is not down. For tasks of this
   node its own knowledge counts, which is fresher than the managers'.
+- What gossip has heard since the managers spoke corrects them: suspected and dead nodes, tasks that are not well.
 - A *draining* task keeps weight 0; a *lost* one (its node is down) is hidden from balancers and DNS, not forgotten.
 - A published port is open on every node: its network gets a router here even without a task.
 """
@@ -18,13 +19,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
-from control.assignment import Endpoint, Peer, ServiceEntry
+from control.assignment import Endpoint, EndpointState, Peer, ServiceEntry
 from control.constraint import all_match
 from control.ipv6 import embedded
 from control.lifecycle import TaskState, is_terminal
 from control.model import BalancePolicy, Network, PortSpec
 from dns.plan import Address, DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
-from mesh.agent.view import Assignments, LocalTask, View
+from mesh.agent.view import Assignments, LocalTask, Rumours, View
 from mesh.vip.plan import Backend, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
 from overlay import names
 from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
@@ -126,13 +127,39 @@ def _serving(view: View, endpoint: Endpoint) -> Serving:
         if task.state != TaskState.RUNNING:
             return "hidden"
         return "draining" if task.draining or endpoint.state == "draining" else "ready"
-    match endpoint.state:
-        case "ready":
-            return "ready"
-        case "draining":
-            return "draining"
-        case "starting" | "lost":
-            return "hidden"
+    return _remote(view.rumours, endpoint)
+
+
+_STORED: dict[EndpointState, Serving] = {
+    "ready": "ready",
+    "draining": "draining",
+    "starting": "hidden",
+    "lost": "hidden",
+}
+
+
+def _remote(rumours: Rumours, endpoint: Endpoint) -> Serving:
+    """Whether a task of another node serves: as the managers say, corrected by what gossip has heard since.
+
+    A suspected node gets no new connections; one that is dead by gossip is hidden, and comes back with its tasks. A
+    node that says more of its own tasks than the managers have heard yet is believed, but for what is to stop.
+    """
+    stored, liveness = _STORED[endpoint.state], rumours.nodes.get(endpoint.node_id, "alive")
+    if liveness == "dead":
+        return "hidden"
+    said = rumours.tasks.get(endpoint.node_id)
+    told = said.get(endpoint.task_id) if said is not None else None
+    if said is None:
+        serving = stored
+    elif told is None:
+        serving = "hidden"
+    else:
+        serving = told.serving if endpoint.state != "draining" else min(told.serving, "draining", key=_LEAST)
+    return min(serving, "draining", key=_LEAST) if liveness == "suspect" else serving
+
+
+_RANK: dict[Serving, int] = {"hidden": 0, "draining": 1, "ready": 2}
+_LEAST = _RANK.__getitem__
 
 
 # --- overlay ------------------------------------------------------------------------------------------------------
@@ -328,7 +355,10 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
             NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), _subnets(n))
             for n in nets
         ),
-        nodes={p.name: ip_address(p.data_address) for p in peers.values()},
+        nodes={
+            **{name: ip_address(address) for name, address in view.rumours.strangers.items()},
+            **{p.name: ip_address(p.data_address) for p in peers.values()},
+        },
         multihomed={
             (e.network_id, IPv4Address(e.address)): tuple(
                 h.network_id for h in sorted(home, key=lambda h: _interface_index(view, h))

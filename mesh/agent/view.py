@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from control.assignment import Key, Peer, Record, RecordKind, Settings, key_of
 from control.lifecycle import TaskState
@@ -71,6 +71,31 @@ class Assignments:
         return cast("Peer | None", self.records.get(("peer", node_id)))
 
 
+Liveness = Literal["alive", "suspect", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a task's own node says of it by gossip. It only qualifies an endpoint that the store has placed there."""
+
+    serving: Literal["ready", "draining", "hidden"]
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rumours:
+    """What gossip says, which is faster than the managers and can invent nothing.
+
+    `nodes`: node id -> whether it lives; absent: not heard of. `tasks`: node id -> what it says of its tasks, by task
+    id; a task that is absent there does not run; a node that is absent has said nothing. `strangers`: members that are
+    no nodes of the cluster, by name.
+    """
+
+    nodes: Mapping[str, Liveness] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Told]] = field(default_factory=dict)
+    strangers: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The whole input of `compile`."""
@@ -81,3 +106,4 @@ class View:
     assignments: Assignments
     tasks: Mapping[str, LocalTask]  # own tasks by id
     dns_listen: tuple[str, int] | None = None  # where the host asks for names
+    rumours: Rumours = field(default_factory=Rumours)

@@ -27,7 +27,7 @@ from control.model import (
 )
 from dns.plan import Listener
 from mesh.agent.compile import NodePlan, compile  # noqa: A004 - the architecture's name for it
-from mesh.agent.view import Assignments, LocalTask, View
+from mesh.agent.view import Assignments, Liveness, LocalTask, Rumours, Told, View
 from mesh.vip.plan import Backend, RouterPlan, VirtualService
 from overlay import names
 from overlay.plan import LocalEndpoint, OverlayNetwork, RemoteEndpoint
@@ -299,3 +299,59 @@ def test_nodes_whose_underlay_is_ipv6() -> None:
     assert plan.overlay.underlay == IPv6Address("fd00:66::11")
     assert [p.underlay for p in plan.overlay.peers] == [IPv6Address("fd00:66::12"), IPv6Address("fd00:66::13")]
     assert plan.dns.nodes["h2"] == IPv6Address("fd00:66::12")
+
+
+# --- gossip ---------------------------------------------------------------------------------------------------------
+
+TOLD = {"ready": Told("ready"), "draining": Told("draining"), "hidden": Told("hidden")}
+
+
+def weight(rumours: Rumours, state: EndpointState = "ready") -> int | None:
+    """What the task on n2 weighs in the balancer of n1; None: it is not there."""
+    held = {key_of(r): r for r in (SETTINGS, *PEERS, WEB, API, endpoint(2, "n2", state), endpoint(3, "n3"))}
+    view = View("n1", "10.66.0.11", "/run/netns", Assignments(1, MappingProxyType(held)), {}, rumours=rumours)
+    plan = compile(view)
+    (named,) = plan.dns.networks[0].services
+    found = {b.address: b.weight for b in backends(plan)}.get(A("10.1.0.12"))
+    assert next(t.ready for t in named.tasks if t.id == "t2") == (found == 1), "DNS names what is balanced to"
+    assert [r.address for r in web(plan).remote] == [A("10.1.0.12"), A("10.1.0.13")], "routed whatever is said"
+    return found
+
+
+@pytest.mark.parametrize(("liveness", "expected"), [("alive", 1), ("suspect", 0), ("dead", None)])
+def test_a_node_that_gossip_suspects_or_misses_gets_no_traffic(liveness: Liveness, expected: int | None) -> None:
+    assert weight(Rumours(nodes={"n2": liveness})) == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "told", "expected"),
+    [
+        ("ready", "ready", 1),
+        ("ready", "draining", 0),
+        ("ready", "hidden", None),
+        ("ready", None, None),
+        ("starting", "ready", 1),  # gossip was first
+        ("starting", None, None),
+        ("draining", "ready", 0),  # what is to stop is not taken back by its node
+        ("draining", "hidden", None),
+        ("lost", "ready", 1),  # the managers miss it, its peers do not
+    ],
+)
+def test_what_a_node_says_of_its_own_tasks_corrects_the_managers(
+    stored: EndpointState, told: str | None, expected: int | None
+) -> None:
+    tasks = {"t2": TOLD[told]} if told is not None else {}
+    assert weight(Rumours(nodes={"n2": "alive"}, tasks={"n2": tasks}), stored) == expected
+
+
+def test_a_node_that_has_said_nothing_is_as_the_managers_say() -> None:
+    assert weight(Rumours(nodes={"n2": "alive"}, tasks={})) == 1
+    assert weight(Rumours(tasks={"n3": {"t2": Told("hidden")}})) == 1, "of others' tasks nobody is believed"
+
+
+def test_members_that_are_no_nodes_are_found_by_name_and_cannot_take_a_nodes() -> None:
+    held = {key_of(r): r for r in (SETTINGS, *PEERS)}
+    rumours = Rumours(strangers={"printer": "192.0.2.9", "h2": "192.0.2.66"})
+    view = View("n1", "10.66.0.11", "/run/netns", Assignments(1, MappingProxyType(held)), {}, rumours=rumours)
+    nodes = compile(view).dns.nodes
+    assert (nodes["printer"], nodes["h2"]) == (A("192.0.2.9"), A("10.66.0.12"))
