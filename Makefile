@@ -4,6 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 APT_PACKAGES := python3 python3-venv nftables iproute2 util-linux iputils-ping dnsutils curl tcpdump conntrack busybox-static procps
 
+# What the tests compare with or run inside, besides: real Serf, etcd, Docker, other resolvers, a kernel with IPVS.
+APT_TEST_PACKAGES := serf etcd-server etcd-client openssl musl-tools mount dnsperf iperf3 docker.io \
+	qemu-system-x86 kmod cpio ipvsadm
+
 PREFIX := /opt/meshd
 
 .PHONY: demo test check proto lock install clean
@@ -20,7 +24,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 demo: $(VENV)/.ready ## the main job, end to end, on this machine
 	$(VENV)/bin/mesh lab demo
 
-test: $(VENV)/.ready ## all tests, those on the real kernel included
+$(VENV)/.tools: $(VENV)/.ready
+	@if ! dpkg -s $(APT_TEST_PACKAGES) >/dev/null 2>&1; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(APT_TEST_PACKAGES); fi
+	touch $@
+
+test: $(VENV)/.tools ## all tests, those on the real kernel included
 	$(VENV)/bin/pytest
 
 check: $(VENV)/.ready ## lint, types, layers, generated code
@@ -28,12 +37,14 @@ check: $(VENV)/.ready ## lint, types, layers, generated code
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(MAKE) proto && git diff --exit-code -- control/rpc
+	$(MAKE) proto && git diff --exit-code -- control/rpc control/etcd
 
 proto: $(VENV)/.ready ## generate code from control/rpc/*.proto
 	$(PY) -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
 		--plugin=protoc-gen-mypy=$(VENV)/bin/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(VENV)/bin/protoc-gen-mypy_grpc \
 		control/rpc/control.proto
+	$(PY) -m grpc_tools.protoc -I . --python_out=. --mypy_out=quiet:. \
+		--plugin=protoc-gen-mypy=$(VENV)/bin/protoc-gen-mypy control/etcd/etcd.proto
 
 install: ## the product in a virtual environment of its own under /opt/meshd, with its systemd unit
 	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \

@@ -358,7 +358,7 @@ async def test_a_service_over_three_nodes_and_the_loss_of_one(tmp_path: Path) ->
         await until(lambda: not cluster.all(Task), "all tasks are gone")
         await cluster.control.Remove(pb.RemoveRequest(kind="network", reference="web"))
         await until(
-            lambda: {kind for kind, _ in cluster.nodes["h1"].records} == {"settings", "peer"},
+            lambda: {kind for kind, _ in cluster.nodes["h1"].records} == {"settings", "peer", "node"},
             "nodes hold nothing of it",
         )
 
