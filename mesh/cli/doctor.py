@@ -35,7 +35,7 @@ def doctor(session: Session, format_: str) -> None:
       mesh doctor --format '{{.Level}} {{.What}}: {{.Fix}}'
     """
     from mesh.doctor.checks import examine
-    from mesh.doctor.facts import gather
+    from mesh.doctor.look import gather
 
     wanted, daemon = _wanted(session)
     findings = [*daemon, *examine(gather(_STATE_DIR), wanted)]

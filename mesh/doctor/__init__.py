@@ -1,1 +1,1 @@
-"""What is wrong with a machine, and what helps: `facts` looks, `checks` judges, `probe` tries the kernel out."""
+"""What is wrong with a machine, and what helps: `look` at it, `checks` judge, `probe` tries the kernel out."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import mesh.doctor.facts
+import mesh.doctor.look
 from mesh.doctor.checks import Wanted
 from mesh.doctor.facts import Facts
 from tests.mesh.cli.fake import Mesh, make_node
@@ -17,7 +17,7 @@ CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "wireguard", "nftables", "ip
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh.doctor.facts, "gather", lambda state_dir: Facts(kernel="6.1", kernel_can=CAN))
+    monkeypatch.setattr(mesh.doctor.look, "gather", lambda state_dir: Facts(kernel="6.1", kernel_can=CAN))
 
 
 def test_without_a_daemon_it_says_so_and_looks_at_the_rest(mesh: Mesh, tmp_path: Path) -> None:

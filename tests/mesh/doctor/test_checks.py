@@ -8,8 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from mesh.doctor.checks import Finding, Wanted, examine
-from mesh.doctor.facts import Chain, Facts, Socket, Tunnel
-from mesh.machine import HostAddress
+from mesh.doctor.facts import Chain, Facts, Interface, Socket, Tunnel
 
 CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "wireguard", "nftables", "ipvs", "sctp"), "")
 HEALTHY = Facts(
@@ -17,7 +16,7 @@ HEALTHY = Facts(
     kernel_can=CAN,
     programs={"nft": True},
     sysctls={"net.ipv4.ip_forward": "1", "net.ipv4.ip_local_port_range": "32768\t60999"},
-    addresses=(HostAddress(IPv4Address("192.0.2.1"), "eth0", 1500),),
+    addresses=(Interface(IPv4Address("192.0.2.1"), "eth0", 1500),),
     clock_synchronised=True,
     disk_free_bytes=10 << 30,
 )
@@ -71,13 +70,13 @@ def test_a_healthy_machine() -> None:
             "900 of 1000",
         ),
         (
-            replace(HEALTHY, addresses=(HostAddress(IPv4Address("192.0.2.9"), "eth0", 1500),)),
+            replace(HEALTHY, addresses=(Interface(IPv4Address("192.0.2.9"), "eth0", 1500),)),
             "error",
             "address",
             "no device has 192.0.2.1",
         ),
         (
-            replace(HEALTHY, addresses=(HostAddress(IPv4Address("192.0.2.1"), "eth0", 1400),)),
+            replace(HEALTHY, addresses=(Interface(IPv4Address("192.0.2.1"), "eth0", 1400),)),
             "warning",
             "mtu",
             "MTU of 1400",
@@ -118,7 +117,7 @@ def test_forwarding_that_was_turned_off_under_a_running_daemon() -> None:
 
 
 def test_several_addresses_need_a_choice_before_a_cluster_is_joined() -> None:
-    facts = replace(HEALTHY, addresses=(*HEALTHY.addresses, HostAddress(IPv4Address("198.51.100.1"), "eth1", 1500)))
+    facts = replace(HEALTHY, addresses=(*HEALTHY.addresses, Interface(IPv4Address("198.51.100.1"), "eth1", 1500)))
     assert [f.what for f in wrong(facts, replace(WANTED, data_address=""))] == ["address"]
 
 

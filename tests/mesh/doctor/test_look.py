@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.doctor.facts import Chain, dropping_chains, gather, listening
+from mesh.doctor.facts import Chain
+from mesh.doctor.look import dropping_chains, gather, listening
 
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1CD1 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 777
