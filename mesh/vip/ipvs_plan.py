@@ -18,7 +18,7 @@ backend that is deleted (`expire_nodest_conn`). So the table is changed by diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import Final
@@ -214,28 +214,30 @@ def table(router: RouterPlan, addresses: Collection[int]) -> Table:
     """The router's table with what leads connections to IPVS. The elements of MAPS come as edits."""
     own = ingress.router_table(router, addresses)
     guard = _guard(own)
+    sends, refusals, foreign = ["ct state != new accept"], ["ct state != new accept"], ["ct direction original accept"]
+    for ip, ours, marks, idle, _ in _families(router):
+        sends.append(f"meta mark set {ip} daddr map @{marks.name}")
+        refusals.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
+        foreign.append(f"ct original {ip} daddr @{ours} accept")
     # A connection that IPVS did not make can have the same answering tuple as one that it did (one client port, to a
     # VIP and to its task): IPVS would translate the answers of both. So those of the others show another source
     # address while they pass it.
-    flips = tuple(
-        f"ct direction reply ct original {ip} daddr != @{ours} {ip} saddr set {ip} saddr ^ {bit}"
-        for ip, ours, bit in (("ip", _ADDRESSES, "128.0.0.0"), ("ip6", _ADDRESSES6, "8000::"))
-    )
-    sends = tuple(
-        f"ct state new meta mark set {ip} daddr map @{of.name}" for ip, of in (("ip", MARKS), ("ip6", MARKS6))
-    )
-    refusals = tuple(
-        f"ct state new {ip} daddr . meta l4proto . th dport @{of.name} goto refused"
-        for ip, of in (("ip", IDLE), ("ip6", IDLE6))
-    )
+    foreign += [f"ct direction reply {ip} saddr set {ip} saddr ^ {bit}" for ip, _, _, _, bit in _families(router)]
     chains = (
         *(changed(one, hook=changed(guard, priority=_BEHIND_IPVS)) if one.hook == guard else one for one in own.chains),
-        Chain("send", sends, Hook("filter", "prerouting", -140)),
-        Chain("spare", refusals, Hook("filter", "input", 0)),
-        Chain("hide", flips, Hook("filter", "forward", _BEFORE_IPVS)),
-        Chain("show", flips, Hook("filter", "forward", _BEHIND_IPVS)),
+        Chain("send", tuple(sends), Hook("filter", "prerouting", -140)),
+        Chain("spare", tuple(refusals), Hook("filter", "input", 0)),
+        Chain("hide", tuple(foreign), Hook("filter", "forward", _BEFORE_IPVS)),
+        Chain("show", tuple(foreign), Hook("filter", "forward", _BEHIND_IPVS)),
     )
     return Table(own.maps + MAPS, chains, own.elements)
+
+
+def _families(router: RouterPlan) -> Iterator[tuple[str, str, Map, Map, str]]:
+    """(name in rules, set of our addresses, marks, idle ports, a bit that no address in use has) of the network's."""
+    yield "ip", _ADDRESSES, MARKS, IDLE, "128.0.0.0"
+    if router.subnet6 is not None:
+        yield "ip6", _ADDRESSES6, MARKS6, IDLE6, "8000::"
 
 
 def _guard(own: Table) -> Hook:

@@ -36,7 +36,6 @@ VNI = 4096
 def main() -> None:
     """Arguments: connections per measurement, rounds, and the numbers of services."""
     connections, rounds, counts = int(sys.argv[1]), int(sys.argv[2]), [int(one) for one in sys.argv[3:]]
-    Path("/proc/sys/net/netfilter/nf_conntrack_max").write_text("400000")
     Path("/proc/sys/net/core/somaxconn").write_text("4096")
     paths: list[tuple[str, int, Callable[[], tuple[str, str]]]] = []
     with (
@@ -45,6 +44,7 @@ def main() -> None:
         Swarm() as swarm,
         hosts_on_a_switch(1, Path("/tmp/bench")) as world,
     ):
+        Path("/proc/sys/net/netfilter/nf_conntrack_max").write_text("400000")
         ours = Ours(world)
         paths += [
             ("direct", 1, lambda: direct.target),
@@ -56,21 +56,18 @@ def main() -> None:
                 ("ours, nftables", count, lambda count=count: ours.prepare("nftables", count)),
                 ("IPVS with source NAT, as Swarm", count, lambda count=count: swarm.prepare(count)),
             ]
-        found: dict[int, list[dict[str, float]]] = {}
-        for turn in range(rounds):
-            for index, (name, count, prepare) in enumerate(paths):
-                netns, address = prepare()
-                ask(netns, address, connections // 10)
-                found.setdefault(index, []).append(ask(netns, address, connections))
-                print(f"bench: round {turn + 1}: {name}, {count}: {found[index][-1]}", flush=True)
-        for index, (name, count, _) in enumerate(paths):
-            tell({"path": name, "services": count, **medians(found[index])})
+        for name, count, prepare in paths:
+            netns, address = prepare()
+            ask(netns, address, connections // 10)
+            found = [ask(netns, address, connections) for _ in range(rounds)]
+            tell({"path": name, "services": count, **medians(found)})
         for count in counts:
             for balancer in ("ipvs", "nftables"):
                 tell({"balancer": balancer, "services": count, **ours.program(balancer, count)})
 
 
 def tell(what: dict[str, object]) -> None:
+    print(f"bench: {what}", flush=True)
     with open("/run/results/bench.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(what) + "\n")
 
