@@ -13,6 +13,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
@@ -490,6 +491,9 @@ class Agent:
         for item in written:
             place = item.rpartition("/")[2]
             host, port = split_place(place)
+            if is_address(host):
+                seeds.append(Address(host, port))
+                continue
             try:
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
                     found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -518,6 +522,15 @@ _LOG_NAMES = {
     Kind.SUSPECT: "EventMemberSuspect",
     Kind.REFUTE: "EventMemberRefute",
 }
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an address, not a name."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def split_place(place: str) -> tuple[str, int]:

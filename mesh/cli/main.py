@@ -27,8 +27,10 @@ ENTRIES = {
     "service": Entry("mesh.cli.service:service", "Services: what should run, and under which name", OBJECTS),
     "task": Entry("mesh.cli.task:task", "Tasks: the running instances of services", OBJECTS),
     "events": Entry("mesh.cli.events:events", "Follow what changes in the cluster", TOOLS),
+    "trace": Entry("mesh.cli.trace:trace", "Where a connection goes, and where it would be lost", TOOLS),
     "doctor": Entry("mesh.cli.doctor:doctor", "What keeps this machine from working, and what helps", TOOLS),
     "dns": Entry("mesh.cli.dns:dns", "The name server", TOOLS),
+    "gossip": Entry("mesh.cli.gossip:gossip", "Members, events and queries, as Serf has them", TOOLS),
     "lab": Entry("mesh.cli.lab:lab", "Several machines on this one, for trying things out", TOOLS),
     "completion": Entry("mesh.cli.completion:completion", "Completion for bash, zsh or fish", TOOLS),
 }
