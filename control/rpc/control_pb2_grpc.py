@@ -762,6 +762,11 @@ class LocalStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.DnsDumpRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.DnsDumpReply.FromString,
                 _registered_method=True)
+        self.Trace = channel.unary_unary(
+                '/mesh.control.v1.Local/Trace',
+                request_serializer=control_dot_rpc_dot_control__pb2.TraceRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.TraceReply.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -814,6 +819,13 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trace(self, request, context):
+        """The way of a connection from a task of this node to a name or address, and where it would be lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -851,6 +863,11 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.DnsDump,
                     request_deserializer=control_dot_rpc_dot_control__pb2.DnsDumpRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.DnsDumpReply.SerializeToString,
+            ),
+            'Trace': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.TraceRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.TraceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1045,6 +1062,33 @@ class Local:
             '/mesh.control.v1.Local/DnsDump',
             control_dot_rpc_dot_control__pb2.DnsDumpRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.DnsDumpReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Local/Trace',
+            control_dot_rpc_dot_control__pb2.TraceRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.TraceReply.FromString,
             options,
             channel_credentials,
             insecure,

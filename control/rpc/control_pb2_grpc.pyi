@@ -284,6 +284,8 @@ class LocalStub:
     """How a name is answered to a task of this node, and why."""
     DnsDump: _grpc.UnaryStreamMultiCallable[_control_pb2.DnsDumpRequest, _control_pb2.DnsDumpReply]
     """Every name this node serves, in pieces."""
+    Trace: _grpc.UnaryUnaryMultiCallable[_control_pb2.TraceRequest, _control_pb2.TraceReply]
+    """The way of a connection from a task of this node to a name or address, and where it would be lost."""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -302,6 +304,8 @@ class LocalAsyncStub(LocalStub):
     """How a name is answered to a task of this node, and why."""
     DnsDump: _aio.UnaryStreamMultiCallable[_control_pb2.DnsDumpRequest, _control_pb2.DnsDumpReply]  # type: ignore[assignment]
     """Every name this node serves, in pieces."""
+    Trace: _aio.UnaryUnaryMultiCallable[_control_pb2.TraceRequest, _control_pb2.TraceReply]  # type: ignore[assignment]
+    """The way of a connection from a task of this node to a name or address, and where it would be lost."""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     """--- the local socket ------------------------------------------------------------------------------------------
@@ -359,5 +363,13 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.DnsDumpReply], _abc.AsyncIterator[_control_pb2.DnsDumpReply]]:
         """Every name this node serves, in pieces."""
+
+    @_abc_1.abstractmethod
+    def Trace(
+        self,
+        request: _control_pb2.TraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.TraceReply, _abc.Awaitable[_control_pb2.TraceReply]]:
+        """The way of a connection from a task of this node to a name or address, and where it would be lost."""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""What a node can be asked about its own data plane: how a name is answered to a task, and what names it serves."""
+"""What a node can be asked about its own data plane: how a name is answered, and where a connection goes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from control.model import Task
+from control.model import Network, Task
 from dns import wire
 from dns.plan import Address
 from dns.resolver import Explanation, Line
+from mesh.agent.look import look
+from mesh.agent.trace import Question, Step, trace
+from mesh.vip.plan import Protocol
+from overlay.names import router_netns, vxlan_device
 
 if TYPE_CHECKING:
     from mesh.agent.agent import Agent
 
+PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 QTYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "ANY": 255}
 
 
@@ -41,6 +46,23 @@ class Questions:
             return self._agent.name_server.explain(_reversed(name, kind), kind, network_id, client)
         except wire.WireError as error:
             raise QuestionError(f'"{name[:255]}" is no name: {error}') from error
+
+    async def trace(self, source: str, target: str, port: int, protocol: str) -> list[Step]:
+        """The way of a connection from a task of this node. Raises QuestionError; OSError of the kernel."""
+        if protocol not in PROTOCOLS:
+            raise QuestionError(f'"{protocol}" is no protocol: there are {", ".join(PROTOCOLS)}')
+        network_id, address = self._place(source)
+        plan = self._agent.reconciler.plan
+        if plan is None:
+            raise QuestionError("this node has not applied a plan yet: try again")
+        explanation = None if _is_address(target) else self.resolve(target, "A", source)
+        question = Question(source, network_id, address, target, port or None, PROTOCOLS[protocol], explanation)
+        network = next(n for n in self._agent.session.assignments.of("network", Network) if n.id == network_id)
+        netns = f"{self._agent.view().netns_dir}/{router_netns(network_id)}"
+        state = await self._agent.reconciler.in_thread(
+            lambda: look(netns, vxlan_device(network.vni), self._agent.reconciler.observe())
+        )
+        return trace(self._agent.view(), plan, question, state)
 
     def names(self) -> list[Line]:
         """Every name that is served here."""
@@ -70,6 +92,14 @@ def find_task(reference: str, tasks: Mapping[str, Task | None]) -> str:
     if not found:
         raise UnknownTaskError(f'no task "{reference}" runs on this node')
     return found[0]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _reversed(name: str, kind: int) -> str:

@@ -11,15 +11,17 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dns.plan import Address, DnsPlan
 from dns.resolver import Explanation, Line
 from dns.service import Status
 from mesh.agent.compile import NodePlan
 from mesh.metrics import Counter, Metrics
-from mesh.vip.plan import VipPlan
+from mesh.vip.plan import Observed, VipPlan
 from overlay.plan import OverlayPlan
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +47,19 @@ class Overlay(Protocol):
     def prune(self, plan: OverlayPlan) -> Report: ...
 
 
+class BalancerKind(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
 class Balancer(Protocol):
+    @property
+    def balancer(self) -> BalancerKind: ...
+    @property
+    def balancer_reason(self) -> str: ...
     def apply(self, plan: VipPlan) -> Report: ...
     def prune(self, plan: VipPlan) -> Report: ...
+    def observe(self) -> Observed: ...
 
 
 class NameServer(Protocol):
@@ -118,6 +130,19 @@ class Reconciler:
         outcome = Outcome(plan, sequence, tuple(errors))
         self._done(outcome)
         return outcome
+
+    @property
+    def plan(self) -> NodePlan | None:
+        """The plan that is in force; None when there is none, or not all of it could be applied."""
+        return self._last
+
+    def observe(self) -> Observed:
+        """What the balancers hold. Only by `in_thread`. Raises OSError."""
+        return self._balancer.observe()
+
+    async def in_thread(self, look: Callable[[], T]) -> T:
+        """Look at the kernel from where it is changed, and so never in the midst of a change."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, look)
 
     def close(self) -> None:
         """Let go of the worker thread. What is in the kernel stays."""

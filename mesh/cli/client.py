@@ -129,6 +129,11 @@ class Client:
         with self._failures():
             return self._local.DnsQuery(request, timeout=self._timeout_s)
 
+    def trace(self, request: pb.TraceRequest) -> list[pb.TraceStep]:
+        """The way of a connection."""
+        with self._failures():
+            return list(self._local.Trace(request, timeout=self._timeout_s).steps)
+
     def dns_dump(self) -> Iterator[pb.DnsName]:
         """Every name that is served on this machine."""
         with self._failures():

@@ -117,6 +117,18 @@ class LocalService(LocalServicer):
                 ]
             )
 
+    async def Trace(self, request: pb.TraceRequest, context: Context) -> pb.TraceReply:
+        try:
+            asked = (request.source, request.target, request.port, request.protocol or "tcp")
+            steps = await self._node.questions().trace(*asked)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except QuestionError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except OSError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"cannot look at the kernel: {error.strerror}")
+        return pb.TraceReply(steps=[pb.TraceStep(what=s.what, found=s.found, lost=s.lost) for s in steps])
+
 
 class ControlGate(ControlServicer):
     """`Control` on the local socket of any node."""

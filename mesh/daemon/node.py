@@ -106,7 +106,10 @@ class Node:
         identity = self.identity
         log.info("member of a cluster", extra={"node": identity.node_id, "role": identity.role})
         doors = self._doors(self.config)
-        description = await asyncio.to_thread(self._describe, identity.data_address)
+        balancer = doors.balancer.balancer.name
+        log.info("balances", extra={"by": balancer, "why": doors.balancer.balancer_reason})
+        described = await asyncio.to_thread(self._describe, identity.data_address)
+        description = msgspec.structs.replace(described, balancer=balancer)
         try:
             async with asyncio.TaskGroup() as group:
                 if identity.role == "manager":

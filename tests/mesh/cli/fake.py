@@ -158,6 +158,8 @@ class FakeDaemon(ControlServicer, LocalServicer):
     info: pb.InfoReply = field(default_factory=manager_info)
     dns_reply: pb.DnsQueryReply = field(default_factory=pb.DnsQueryReply)
     dns_asked: pb.DnsQueryRequest | None = None
+    trace_steps: list[pb.TraceStep] = field(default_factory=list)
+    trace_asked: pb.TraceRequest | None = None
     dns_names: list[pb.DnsName] = field(default_factory=list)
     refuse: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
     refuse_once: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
@@ -274,6 +276,11 @@ class FakeDaemon(ControlServicer, LocalServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f'no task "{request.reference}" runs on this node')
         task_id, pid = self.processes[request.reference]
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+    def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> pb.TraceReply:
+        self._begin("Trace", request, context)
+        self.trace_asked = request
+        return pb.TraceReply(steps=self.trace_steps)
 
     def DnsQuery(self, request: pb.DnsQueryRequest, context: grpc.ServicerContext) -> pb.DnsQueryReply:
         self._begin("DnsQuery", request, context)
