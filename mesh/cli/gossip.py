@@ -117,7 +117,12 @@ def members(client: SerfClient, status: str, name: str, tags: Sequence[str], for
 @click.option("--coalesce/--no-coalesce", default=True, help="Whether handlers may take several of a name as one.")
 @to_agent
 def event(client: SerfClient, name: str, payload: str, coalesce: bool) -> None:
-    """Send an event to everybody; name and payload have 512 bytes together."""
+    """Send an event to everybody; name and payload have 512 bytes together.
+
+    \b
+    Examples:
+      mesh gossip event deploy v2
+    """
     client.event(name, payload.encode("utf-8", "surrogateescape"), coalesce)
 
 
@@ -172,7 +177,12 @@ def keys() -> None:
 @keys.command("ls")
 @to_agent
 def keys_ls(client: SerfClient) -> None:
-    """Keys, and how many nodes have each."""
+    """Keys, and how many nodes have each.
+
+    \b
+    Examples:
+      mesh gossip keys ls
+    """
     report = client.list_keys()
     for key, count in sorted(report.keys.items()):
         click.echo(f"{key}  {count}/{report.nodes}")
@@ -183,7 +193,12 @@ def keys_ls(client: SerfClient) -> None:
 @click.argument("key")
 @to_agent
 def keys_install(client: SerfClient, key: str) -> None:
-    """Make a key known to all nodes."""
+    """Make a key known to all nodes.
+
+    \b
+    Examples:
+      mesh gossip keys install $(mesh gossip keys generate)
+    """
     _check(client.install_key(key))
 
 
@@ -191,7 +206,12 @@ def keys_install(client: SerfClient, key: str) -> None:
 @click.argument("key")
 @to_agent
 def keys_use(client: SerfClient, key: str) -> None:
-    """Encrypt with a key that all nodes know."""
+    """Encrypt with a key that all nodes know.
+
+    \b
+    Examples:
+      mesh gossip keys use OcnoQJmgtkTsT1hA+BCXvw==
+    """
     _check(client.use_key(key))
 
 
@@ -199,13 +219,23 @@ def keys_use(client: SerfClient, key: str) -> None:
 @click.argument("key")
 @to_agent
 def keys_rm(client: SerfClient, key: str) -> None:
-    """Make all nodes forget a key."""
+    """Make all nodes forget a key.
+
+    \b
+    Examples:
+      mesh gossip keys rm OcnoQJmgtkTsT1hA+BCXvw==
+    """
     _check(client.remove_key(key))
 
 
 @keys.command("generate")
 def keys_generate() -> None:
-    """A new key of 32 bytes, in base64."""
+    """A new key of 32 bytes, in base64.
+
+    \b
+    Examples:
+      mesh gossip keys generate
+    """
     import base64
     import secrets
 
@@ -224,7 +254,13 @@ def _check(report: KeyReport) -> None:
 @click.argument("second", default="")
 @to_agent
 def rtt(client: SerfClient, first: str, second: str) -> None:
-    """Estimated round trip between two nodes; with one name, from the agent to it."""
+    """Estimated round trip between two nodes; with one name, from the agent to it.
+
+    \b
+    Examples:
+      mesh gossip rtt n1
+      mesh gossip rtt n1 n2
+    """
     from gossip.coordinates import Coordinate, distance_s
 
     second = second or client.stats()["agent"]["name"]
@@ -244,7 +280,13 @@ def rtt(client: SerfClient, first: str, second: str) -> None:
 @click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True)
 @to_agent
 def stats(client: SerfClient, format_: str) -> None:
-    """Numbers of the agent."""
+    """Numbers of the agent.
+
+    \b
+    Examples:
+      mesh gossip stats
+      mesh gossip stats --format json
+    """
     blocks: Mapping[str, Mapping[str, str]] = client.stats()
     if format_ == "json":
         click.echo(json.dumps(blocks, indent=2))
@@ -261,7 +303,13 @@ def stats(client: SerfClient, format_: str) -> None:
 @click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True)
 @to_agent
 def monitor(client: SerfClient, log_level: str, types: str, format_: str) -> None:
-    """Follow events, or the log, until Ctrl-C. Suspicion is shown with --event member-suspect,member-refute."""
+    """Follow events, or the log, until Ctrl-C. Suspicion is shown with --event member-suspect,member-refute.
+
+    \b
+    Examples:
+      mesh gossip monitor --event member-failed,user:deploy
+      mesh gossip monitor --log-level debug
+    """
     if log_level:
         lines = client.monitor(log_level)
         client.set_timeout(None)
