@@ -271,6 +271,8 @@ class _PlainReader:
                 if not inner.feed(decompress(msgpack.packb(header, use_bin_type=False), DECOMPRESSED_MAX)):
                     raise WireError("a message is cut short")
                 return inner.message()
+            case _:
+                pass
         answer = decode(bytes((self._kind,)) + msgpack.packb(header, use_bin_type=False))
         if not isinstance(answer, Ping | Ack):
             raise WireError("an unknown type of message")
