@@ -16,6 +16,8 @@ from pathlib import Path
 # Debian's name first, then Ubuntu's. The cloud flavours lack drivers that other machines than ours may need.
 META_PACKAGES = ("linux-image-amd64", "linux-image-generic")
 _PARTS = re.compile(r"(linux-image|linux-modules)-[0-9]\S*")
+# Directories of the cache; one is kept.
+_KEPT = "linux-image-*"
 _DOWNLOAD_TIMEOUT_S = 300.0
 _UNPACK_TIMEOUT_S = 120.0
 
@@ -51,19 +53,33 @@ def cache() -> Path:
 
 def obtain() -> GuestKernel:
     """The newest kernel that apt offers, from the cache when it is there. Raises VmError."""
-    directory = cache()
     packages = _packages()
-    if packages is None:  # no package lists, no network: what is there is good enough
-        kept = sorted(directory.glob("*/ready"), key=lambda ready: ready.stat().st_mtime)
-        if not kept:
-            raise VmError("apt offers no kernel package (linux-image-amd64): run apt-get update")
-        return _unpacked(kept[-1].parent)
-    target = directory / packages[0]
-    if not (target / "ready").exists():
-        for old in directory.glob("*"):
-            shutil.rmtree(old, ignore_errors=True)
-        _unpack(packages, target)
-    return _unpacked(target)
+    if packages is None or not (cache() / packages[0] / "ready").exists():
+        try:
+            packages = _fetched(packages)
+        except VmError:
+            # No network: what is there is good enough.
+            kept = sorted(cache().glob(f"{_KEPT}/ready"), key=lambda ready: ready.stat().st_mtime)
+            if not kept:
+                raise
+            return _unpacked(kept[-1].parent)
+    return _unpacked(cache() / packages[0])
+
+
+def _fetched(packages: list[str] | None) -> list[str]:
+    """Download and unpack; when that fails, once more by fresh package lists. Returns what it was."""
+    if packages is not None:
+        try:
+            _unpack(packages, cache() / packages[0])
+            return packages
+        except VmError:
+            pass  # a list of last week names packages that are gone
+    _run("apt-get", "-q", "update", timeout_s=_DOWNLOAD_TIMEOUT_S)
+    packages = _packages()
+    if packages is None:
+        raise VmError(f"apt offers no kernel package ({' or '.join(META_PACKAGES)})")
+    _unpack(packages, cache() / packages[0])
+    return packages
 
 
 def _packages() -> list[str] | None:
@@ -99,6 +115,9 @@ def _unpack(packages: list[str], target: Path) -> None:
         (target / "lib").symlink_to("usr/lib")
     version = next((target / "lib/modules").iterdir()).name
     _run("depmod", "-b", str(target), version, timeout_s=_UNPACK_TIMEOUT_S)
+    for old in cache().glob(_KEPT):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
     (target / "ready").touch()
 
 

@@ -63,7 +63,7 @@ def show(found: list[dict[str, Any]]) -> None:
         ratios = " | ".join(f"{rate / base:.3f}" if base else "-" for base in (direct, tracked))
         times = f"{one['p50_us']:.0f}, {one['p99_us']:.0f}"
         print(f"| {one['path']} | {one['services']} | {rate:.0f} | {ratios} | {times} | {one['failed']:.0f} |")
-    print("\n| balancer | services x 5 | made from nothing, s | one change, ms |")
+    print("\n| balancer | services x 5 | made from nothing, 10^9 instructions | one change, 10^6 instructions |")
     print("|---|---|---|---|")
     for one in found:
         if "load_s" in one:

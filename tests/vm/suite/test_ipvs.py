@@ -5,7 +5,6 @@ What the kernel holds is read in the kernel's own words (/proc/net/ip_vs), not t
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections import Counter
@@ -45,10 +44,8 @@ from tests.netns.vip_lab import (
 )
 from tests.netns.world import inside
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.environ.get("MESH_BALANCER") != "ipvs", reason="is about IPVS"),
-]
+pytestmark = pytest.mark.root
+
 PORT = 8080
 
 
