@@ -70,7 +70,7 @@ class Ipvs:
         path = router.netns
         known = self._routers.pop(path, None) or _Router()
         change = known.book.update(router.services)
-        meeting = ipvs_plan.meeting(known.book.by_key)
+        meeting = ipvs_plan.meeting(known.book.by_key) if router.subnet6 is not None else frozenset()
         fresh = bool(meeting) or known.cookie != namespace.cookie or not change.keys
         known.cookie = namespace.cookie
         with Door(self._family) as door:
