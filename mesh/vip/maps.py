@@ -7,7 +7,8 @@ slots*, shared by services:
     map any       { VIP : goto any3_17, ... }                          a VIP, every protocol and port, the port kept
     map port      { address . protocol . port : goto port2_8, ... }    a published port
     map any_to    { VIP . slot : task, ... }                           slots 0..n-1 of each service
-    map port_to   { address . protocol . port . slot : task . port, ... }
+    map port_to   { address . protocol . port . slot : task, ... }
+    map port_target { address . protocol . port : its tasks' port, ... }
     chain any3_17 { dnat to  (VIP . next number below 3) looked up in any_to; goto any1 }
 
 and the same once more for IPv6, with names that begin with "v6". Addresses are numbers; those of IPv6 are all above
@@ -47,7 +48,7 @@ from math import gcd
 from typing import Final
 
 from mesh.vip.plan import Address, Backend, Protocol, Scheduler, VirtualService
-from mesh.vip.rules import Chain, Edit, Elements, Hook, Key, Kind, Map, Table
+from mesh.vip.rules import Atom, Chain, Edit, Elements, Hook, Key, Kind, Map, Table
 
 PROTOCOL_NUMBER: Final[dict[Protocol, int]] = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAME: Final[dict[int, Protocol]] = {number: name for name, number in PROTOCOL_NUMBER.items()}
@@ -72,6 +73,7 @@ class Family:
     name: str
     service: Map  # to the chain that balances
     slots: Map
+    target: Map | None  # to the port of the backends
     keep: Map  # to the chain that notes the client's backend
     clients: Map | None  # client and service to backend, filled by the kernel
     ip: str  # "ip" or "ip6"
@@ -83,22 +85,23 @@ def _family(port: bool, v6: bool) -> Family:
     name, ip = f"{'v6' if v6 else ''}{'port' if port else 'any'}", "ip6" if v6 else "ip"
     address = Kind.ADDRESS6 if v6 else Kind.ADDRESS
     kinds = (address, Kind.PROTOCOL, Kind.PORT) if port else (address,)
-    target = (address, Kind.PORT) if port else (address,)
     types = f"{'ipv6_addr' if v6 else 'ipv4_addr'}{' . inet_proto . inet_service' if port else ''}"
     key = f"{ip} daddr . meta l4proto . th dport" if port else f"{ip} daddr"
-    to = f"{ip} daddr . th dport" if port else f"{ip} daddr"
     clients = Map(
         f"{name}_clients",
-        f"typeof {ip} saddr . {key} : {to}; flags dynamic,timeout; size {MAX_CLIENTS}",
+        f"typeof {ip} saddr . {key} : {ip} daddr; flags dynamic,timeout; size {MAX_CLIENTS}",
         (address, *kinds),
-        target,
+        (address,),
     )
+    # Ports apart from addresses: of both in one value nft 1.0.6 finds "conflicting protocols" in every later rule.
+    target = Map(f"{name}_target", f"type {types} : inet_service", kinds, (Kind.PORT,))
     original = f"ct original {ip} daddr"
     return Family(
         name=name,
         service=Map(name, f"type {types} : verdict", kinds, (Kind.CHAIN,)),
         # "numgen inc mod 65536" only says that the last field is a 32-bit number (a jhash crashes `nft list` 1.0.6).
-        slots=Map(f"{name}_to", f"typeof {key} . numgen inc mod 65536 : {to}", (*kinds, Kind.SLOT), target),
+        slots=Map(f"{name}_to", f"typeof {key} . numgen inc mod 65536 : {ip} daddr", (*kinds, Kind.SLOT), (address,)),
+        target=target if port else None,
         keep=Map(f"{name}_keep", f"type {types} : verdict", kinds, (Kind.CHAIN,)),
         clients=None if v6 else clients,
         ip=ip,
@@ -111,7 +114,7 @@ ANY, PORT, ANY6, PORT6 = _family(False, False), _family(True, False), _family(Fa
 FAMILIES = {one.name: one for one in (ANY, PORT, ANY6, PORT6)}
 CLIENTS = tuple(one.clients for one in FAMILIES.values() if one.clients is not None)
 # Those whose elements are ours.
-MAPS = tuple(m for one in FAMILIES.values() for m in (one.service, one.slots, one.keep))
+MAPS = tuple(m for one in FAMILIES.values() for m in (one.service, one.slots, one.target, one.keep) if m is not None)
 
 # Key of a service in `any` (its address as a number) or `port` (address, protocol number, port).
 ServiceKey = Key
@@ -129,6 +132,7 @@ class Group:
     slots: Mapping[int, Key]
     made_of: VirtualService | None = None
     keep: str | None = None
+    target: int | None = None  # the port of the backends
 
 
 def service_key(service: VirtualService) -> ServiceKey:
@@ -206,9 +210,8 @@ def arrange(service: VirtualService, held: Group | None, turn: int = 0) -> Group
     Where connections go round, any order of slots is as good: as few as possible of those it has are moved, new ones
     are spread evenly by weight and turned by `turn`. Where clients are hashed, all nodes must have the same.
     """
-    port = () if service.target_port is None else (service.target_port,)
     way = _way(service)
-    wanted: dict[Key, int] = {(address, *port): count for address, count in shares(service.backends, way).items()}
+    wanted: dict[Key, int] = {(address,): count for address, count in shares(service.backends, way).items()}
     match way:
         case "sh":
             slots = dict(enumerate(target for target, count in sorted(wanted.items()) for _ in range(count)))
@@ -220,7 +223,13 @@ def arrange(service: VirtualService, held: Group | None, turn: int = 0) -> Group
     keep = None
     if slots and service.affinity_s > 0 and (of := family(key)).clients is not None:
         keep = f"{of.name}k{math.ceil(service.affinity_s)}"
-    return Group(_chain_name(key, len(slots), way, keep is not None), slots, service, keep)
+    return Group(
+        _chain_name(key, len(slots), way, keep is not None),
+        slots,
+        service,
+        keep,
+        service.target_port if slots else None,
+    )
 
 
 def _way(service: VirtualService) -> Scheduler:
@@ -287,16 +296,19 @@ def read(elements: Mapping[str, Elements]) -> dict[ServiceKey, Group]:
     """The groups that the elements of a router's maps amount to, sound or not."""
     chains: dict[ServiceKey, str] = {}
     keeps: dict[ServiceKey, str] = {}
+    ports: dict[ServiceKey, int] = {}
     slots: dict[ServiceKey, dict[int, Key]] = {}
     for one in FAMILIES.values():
         chains |= {key: str(value[0]) for key, value in elements.get(one.service.name, {}).items()}
         keeps |= {key: str(value[0]) for key, value in elements.get(one.keep.name, {}).items()}
+        if one.target is not None:
+            ports |= {key: int(value[0]) for key, value in elements.get(one.target.name, {}).items()}
         for key, target in elements.get(one.slots.name, {}).items():
             slot = key[-1]
             assert isinstance(slot, int)
             slots.setdefault(key[:-1], {})[slot] = target
-    keys = chains.keys() | slots.keys() | keeps.keys()
-    return {key: Group(chains.get(key), slots.get(key, {}), None, keeps.get(key)) for key in keys}
+    keys = chains.keys() | slots.keys() | keeps.keys() | ports.keys()
+    return {key: Group(chains.get(key), slots.get(key, {}), None, keeps.get(key), ports.get(key)) for key in keys}
 
 
 def forgotten(clients: Elements, wanted: Mapping[ServiceKey, Group]) -> list[Key]:
@@ -325,7 +337,13 @@ def edits(held: Mapping[ServiceKey, Group], wanted: Mapping[ServiceKey, Group]) 
         if old is new:
             continue
         of = family(key)
-        for name, was, to in ((of.service.name, old.chain, new.chain), (of.keep.name, old.keep, new.keep)):
+        singles: list[tuple[str, Atom | None, Atom | None]] = [
+            (of.service.name, old.chain, new.chain),
+            (of.keep.name, old.keep, new.keep),
+        ]
+        if of.target is not None:
+            singles.append((of.target.name, old.target, new.target))
+        for name, was, to in singles:
             if was != to and was is not None:
                 delete[name].add(key)
             if was != to and to is not None:
@@ -399,10 +417,16 @@ def _chain(name: str) -> tuple[Chain, tuple[str, ...]]:
     if parsed["sticky"]:
         assert of.clients is not None
         onward = f"{of.name}{parsed['rest']}"
-        return Chain(name, (f"dnat ip to ip saddr . {of.key} map @{of.clients.name}", f"goto {onward}")), (onward,)
+        return Chain(name, (f"dnat ip to ip saddr . {of.key} map @{of.clients.name}{_port(of)}", f"goto {onward}")), (
+            onward,
+        )
     number = f"jhash {of.ip} saddr mod {size} seed 0x6d657368" if parsed["hash"] else f"numgen inc mod {size}"
-    rule = f"dnat {of.ip} to {of.key} . {number} map @{of.slots.name}"
+    rule = f"dnat {of.ip} to {of.key} . {number} map @{of.slots.name}{_port(of)}"
     return (Chain(name, (rule,)), ()) if size == 1 else (Chain(name, (rule, f"goto {last}")), (last,))
+
+
+def _port(of: Family) -> str:
+    return "" if of.target is None else f" : {of.key} map @{of.target.name}"
 
 
 def _keeping(of: Family, seconds: str) -> Iterator[str]:
@@ -411,7 +435,7 @@ def _keeping(of: Family, seconds: str) -> Iterator[str]:
         yield f"update @{of.clients.name} {{ ip saddr . {of.original} timeout {seconds}s : ip daddr }}"
         return
     for protocol in PROTOCOL_NUMBER:
-        element = f"ip saddr . {of.original} timeout {seconds}s : ip daddr . th dport"
+        element = f"ip saddr . {of.original} timeout {seconds}s : ip daddr"
         yield f"meta l4proto {protocol} update @{of.clients.name} {{ {element} }}"
 
 

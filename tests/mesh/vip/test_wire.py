@@ -73,11 +73,11 @@ def test_shapes_of_maps_sets_and_verdict_maps() -> None:
 
 def test_elements_of_concatenated_keys_are_padded_field_by_field() -> None:
     key = bytes([169, 254, 0, 2]) + b"\x06\0\0\0" + b"\x1f\x90\0\0" + (258).to_bytes(4, sys.byteorder)
-    value = bytes([10, 1, 0, 7]) + b"\0\x50\0\0"
+    value = bytes([10, 1, 0, 7])
     element = nested(1, nested(1, attribute(1, key)), nested(2, attribute(1, value)))
     payload = NFGEN + attribute(1, b"mesh\0") + nested(3, element, element)
     uplink, task = int(IPv4Address("169.254.0.2")), int(IPv4Address("10.1.0.7"))
-    assert list(wire.elements(maps.PORT.slots, payload)) == [((uplink, 6, 8080, 258), (task, 80))] * 2
+    assert list(wire.elements(maps.PORT.slots, payload)) == [((uplink, 6, 8080, 258), (task,))] * 2
 
 
 def test_elements_of_verdict_maps_and_of_macs() -> None:
