@@ -34,6 +34,8 @@ class Settings(Value, frozen=True, kw_only=True):
     cluster_name: str
     vxlan_port: int
     heartbeat_period_s: float
+    gossip_port: int = 7946
+    gossip_keys: tuple[str, ...] = ()
 
 
 class Peer(Value, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ with its error: the process must end then, and systemd starts it anew.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import random
@@ -43,6 +44,8 @@ from control.store.logfile import LogFile
 from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
+
+GOSSIP_KEY_BYTES = 32  # AES-256
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +156,7 @@ class Manager:
             worker_token=make_token(cluster_id, _random_bytes()),
             manager_token=make_token(cluster_id, _random_bytes()),
             next_node_number=FIRST_NODE_NUMBER + 1,
+            gossip_keys=(base64.b64encode(secrets.token_bytes(GOSSIP_KEY_BYTES)).decode(),),
         )
         unfinished = directory.with_name(directory.name + ".new")
         try:

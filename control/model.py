@@ -53,6 +53,7 @@ class ClusterSpec(Value, frozen=True, kw_only=True):
     subnet_prefix_length: int = 20
     address_rest_s: float = 60.0  # a freed address is not used again before
     vxlan_port: int = 4789
+    gossip_port: int = 7946  # Serf's
 
 
 class Cluster(Value, frozen=True, kw_only=True):
@@ -64,6 +65,7 @@ class Cluster(Value, frozen=True, kw_only=True):
     worker_token: str = ""
     manager_token: str = ""
     next_node_number: int = 1
+    gossip_keys: tuple[str, ...] = ()  # base64, AES-256, the first one is used to send; none: no gossip
 
 
 # --- nodes --------------------------------------------------------------------------------------------------------

@@ -467,6 +467,8 @@ def cluster_mistakes(spec: ClusterSpec) -> list[str]:
     mistakes.number("task history limit", spec.task_history_limit, 0, HISTORY_MAX)
     mistakes.duration("rest of freed addresses", spec.address_rest_s)
     mistakes.number("VXLAN port", spec.vxlan_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX)
+    mistakes.number("gossip port", spec.gossip_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX)
+    mistakes.require(spec.gossip_port != spec.vxlan_port, "VXLAN and gossip need ports of their own")
     mistakes.require(bool(spec.address_pools), "at least one address pool is needed")
     mistakes.count("address pools", spec.address_pools, POOLS_MAX)
     length = spec.subnet_prefix_length

@@ -188,6 +188,8 @@ def _settings(cluster: Cluster) -> Settings:
         cluster_name=spec.name,
         vxlan_port=spec.vxlan_port,
         heartbeat_period_s=spec.heartbeat_period_s,
+        gossip_port=spec.gossip_port,
+        gossip_keys=cluster.gossip_keys,
     )
 
 

@@ -192,6 +192,8 @@ def update_cluster(cluster: Cluster, spec: ClusterSpec) -> list[Change]:
     mistaken(cluster_mistakes(spec))
     if spec.vxlan_port != cluster.spec.vxlan_port:
         raise Refusal("FAILED_PRECONDITION", "the VXLAN port of a cluster is chosen at init and cannot be changed")
+    if spec.gossip_port != cluster.spec.gossip_port:
+        raise Refusal("FAILED_PRECONDITION", "the gossip port of a cluster is chosen at init and cannot be changed")
     return [Put(msgspec.structs.replace(cluster, spec=spec))] if spec != cluster.spec else []
 
 

@@ -20,6 +20,7 @@ from control.model import HealthCheck, Network, NodeDescription, Task
 from mesh.agent import disk
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
+from mesh.agent.gossip import Gossip, GossipDoor
 from mesh.agent.reconcile import Balancer, NameServer, Outcome, Overlay, Reconciler
 from mesh.agent.session import Session
 from mesh.agent.tasks import (
@@ -48,7 +49,7 @@ from mesh.agent.tasks import (
     Withdraw,
     Withdrawn,
 )
-from mesh.agent.view import View
+from mesh.agent.view import Rumours, View
 from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Launch
 from mesh.metrics import Metrics
@@ -84,6 +85,7 @@ class Doors:
     overlay: Overlay
     balancer: Balancer
     name_server: NameServer
+    gossip: GossipDoor | None = None
 
 
 class Agent:
@@ -111,6 +113,10 @@ class Agent:
             doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics
         )
         metrics.table("meshd_dns_total", "What the name server did", lambda: doors.name_server.status().counters)
+        self.gossip: Gossip | None = None
+        if doors.gossip is not None:
+            kick = self.reconciler.kick
+            self.gossip = Gossip(doors.gossip, identity.node_id, identity.data_address, state_dir, wall_ms, kick)
         self._group: asyncio.TaskGroup | None = None
         self._save = asyncio.Event()
         self._leaving = False
@@ -130,6 +136,9 @@ class Agent:
                 group.create_task(self._doors.name_server.run())
                 group.create_task(self.reconciler.run())
                 group.create_task(self._save_copies())
+                if self.gossip is not None:
+                    group.create_task(self.gossip.run())
+                    self.gossip.follow(self.session.assignments)
                 self._act()
         finally:
             self._group = None
@@ -151,6 +160,8 @@ class Agent:
         self.tasks.assign((), self._wall_ms(), complete=True)
         self._act()
         await self._empty.wait()
+        if self.gossip is not None:
+            await self.gossip.leave()
         await self.reconciler.apply_once()
         self._file.unlink(missing_ok=True)
 
@@ -167,6 +178,8 @@ class Agent:
         while self.session.withdrawn:
             self.tasks.receive(Withdrawn(self.session.withdrawn.pop()), self._wall_ms())
         self._save.set()
+        if self.gossip is not None:
+            self.gossip.follow(self.session.assignments)
         self._act()
         self.reconciler.kick()
 
@@ -193,6 +206,7 @@ class Agent:
             assignments=self.session.assignments,
             tasks=dict(self.tasks.local()),
             dns_listen=self._dns_listen,
+            rumours=self.gossip.rumours() if self.gossip is not None else Rumours(),
         )
 
     def _plan(self) -> tuple[NodePlan, int]:
@@ -227,6 +241,8 @@ class Agent:
             self._empty.set()
         for action in self.tasks.drain():
             self._group.create_task(self._perform(action))
+        if self.gossip is not None:
+            self.gossip.serve(self.tasks.local())
         changed = self.tasks.drain_statuses()
         if changed:
             self.session.report(changed)

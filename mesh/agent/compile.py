@@ -149,12 +149,9 @@ def _remote(rumours: Rumours, endpoint: Endpoint) -> Serving:
         return "hidden"
     said = rumours.tasks.get(endpoint.node_id)
     told = said.get(endpoint.task_id) if said is not None else None
-    if said is None:
-        serving = stored
-    elif told is None:
-        serving = "hidden"
-    else:
-        serving = told.serving if endpoint.state != "draining" else min(told.serving, "draining", key=_LEAST)
+    serving = stored if told is None else told.serving
+    if endpoint.state == "draining":
+        serving = min(serving, "draining", key=_LEAST)
     return min(serving, "draining", key=_LEAST) if liveness == "suspect" else serving
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 from control.assignment import Key, Peer, Record, RecordKind, Settings, key_of
 from control.lifecycle import TaskState
@@ -82,17 +82,23 @@ class Told:
     weight: int = 1
 
 
+class Said(Protocol):
+    """All that a node says of its own tasks."""
+
+    def get(self, task_id: str) -> Told | None:
+        """What it says of one; None: nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rumours:
     """What gossip says, which is faster than the managers and can invent nothing.
 
-    `nodes`: node id -> whether it lives; absent: not heard of. `tasks`: node id -> what it says of its tasks, by task
-    id; a task that is absent there does not run; a node that is absent has said nothing. `strangers`: members that are
-    no nodes of the cluster, by name.
+    `nodes`: node id -> whether it lives; absent: not heard of. `tasks`: node id -> what it says of its own tasks.
+    `strangers`: members that are no nodes of the cluster: name -> address.
     """
 
     nodes: Mapping[str, Liveness] = field(default_factory=dict)
-    tasks: Mapping[str, Mapping[str, Told]] = field(default_factory=dict)
+    tasks: Mapping[str, Said] = field(default_factory=dict)
     strangers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -329,7 +329,7 @@ def test_a_node_that_gossip_suspects_or_misses_gets_no_traffic(liveness: Livenes
         ("ready", "ready", 1),
         ("ready", "draining", 0),
         ("ready", "hidden", None),
-        ("ready", None, None),
+        ("ready", None, 1),
         ("starting", "ready", 1),  # gossip was first
         ("starting", None, None),
         ("draining", "ready", 0),  # what is to stop is not taken back by its node
