@@ -10,7 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ import pytest
 from mesh.vip.ipvs import SYSCTLS, Door, probe
 from mesh.vip.ipvs_plan import (
     AF_INET,
+    AF_INET6,
+    FLAG_FALLBACK,
+    FLAG_PERSISTENT,
     DeleteBackend,
     DeleteService,
     Destination,
@@ -258,6 +261,21 @@ def test_connections_live_through_a_change_to_ipvs_and_a_change_away_leaves_noth
         assert held(router)
         assert talk(connection).task == task
     assert Counter(ask(lab.netns("client3"), vip(lab)).task for _ in range(4)) == {"web1": 2, "web2": 2}
+
+
+@pytest.mark.parametrize(
+    "id_", [ServiceId(AF_INET6, mark=0x40000007), ServiceId(AF_INET6, 0, 17, IPv6Address("fd00::2").packed, PORT)]
+)
+def test_services_of_ipv6_are_held_and_read_back(lab: Lab, id_: ServiceId) -> None:
+    router = lab.router(lab.hosts[0], "red")
+    task = Destination(IPv6Address("fd00::11").packed, 53 if id_.port else 0)
+    wanted = Service("mh", FLAG_PERSISTENT | FLAG_FALLBACK, 600, {task: 3})
+    do(router, PutService(id_, wanted, new=True), PutBackend(id_, task, 3, new=True))
+    seen: dict[ServiceId, Service] = {}
+    with_door(router, lambda door: seen.update(door.read()))
+    assert seen[id_] == wanted
+    lab.apply()
+    assert not any(line.startswith("UDP") or "40000007" in line for line in held(router))
 
 
 def test_an_emptied_router_has_no_services(lab: Lab) -> None:
