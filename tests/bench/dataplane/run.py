@@ -1,0 +1,164 @@
+"""Balancing on this machine's kernel, measured: `.venv/bin/python -m tests.bench.dataplane.run` (root, a minute).
+
+One client opens and closes connections to one server on the same host, through the router: to the task's own address
+(routed, with connection tracking), and to a service's, balanced by our maps or by rules as kube-proxy writes them for
+iptables. Rounds of all paths are interleaved; medians, and ratios to the routed path. Then what it takes to program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from mesh.vip.kernel import Kernel
+from mesh.vip.plan import Backend, VirtualService
+from tests.netns.vip_lab import Lab, three_hosts
+from tests.netns.world import inside
+
+ROUNDS, ROUND_S, PORT = 5, 0.6, 7000
+CLIENT = """
+import json, socket, sys, time
+address, seconds, took = (sys.argv[1], 7000), float(sys.argv[2]), []
+end = time.perf_counter() + seconds
+while (began := time.perf_counter()) < end:
+    one = socket.create_connection(address)
+    took.append(time.perf_counter() - began)
+    one.recv(1)
+    one.close()
+took.sort()
+print(json.dumps([len(took) / seconds, took[len(took) // 2] * 1e6, took[len(took) * 99 // 100] * 1e6]))
+"""
+# The server closes first: the client's ports are free again at once.
+SERVER = """
+import socket
+listener = socket.create_server(("0.0.0.0", 7000), backlog=1024)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+def services(count: int) -> tuple[VirtualService, ...]:
+    """Services with 5 backends each; nobody asks for them."""
+    backends = tuple(Backend(IPv4Address("10.1.0.10") + n) for n in range(5))
+    return tuple(VirtualService(IPv4Address("10.200.0.0") + n, None, None, None, backends) for n in range(count))
+
+
+def iptables(lab: Lab, count: int) -> None:
+    """One rule per service and chain, as kube-proxy has them; the one that is asked for (10.1.0.250) comes last."""
+    lines = ["*nat", ":SERVICES - [0:0]", ":S - [0:0]", "-A PREROUTING -j SERVICES"]
+    for n in range(count - 1):
+        address = IPv4Address("10.201.0.0") + n
+        lines.append(f"-A SERVICES -d {address}/32 -p tcp --dport {PORT} -j S")
+    lines.append(f"-A SERVICES -d 10.1.0.250/32 -p tcp --dport {PORT} -j S")
+    lines.append(f"-A S -p tcp -j DNAT --to-destination {lab.address('web1')}:{PORT}")
+    router = lab.router(lab.hosts[0])
+    subprocess.run(
+        ["nsenter", f"--net={router}", "iptables-restore"],
+        input="\n".join([*lines, "COMMIT", ""]),
+        text=True,
+        check=True,
+    )
+    inside(router, "ip", "route", "replace", "local", "10.1.0.250", "dev", "lo")
+
+
+def connect(lab: Lab, to: str) -> list[float]:
+    """[connections per second, median and 99th percentile of the time to connect in microseconds]"""
+    argv = ["nsenter", f"--net={lab.netns('client1')}", sys.executable, "-c", CLIENT, to, str(ROUND_S)]
+    found: list[float] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def connections(lab: Lab) -> None:
+    """The table of connections."""
+    host, task, vip = lab.hosts[0], str(lab.address("web1")), str(lab.nets["web"].vip)
+    lab.nets["web"].backends = {lab.address("web1"): 1}
+    kernel = lab.kernels[host.number]
+
+    def ours(count: int) -> Callable[[], str]:
+        def prepare() -> str:
+            assert kernel.apply(lab.with_services(host, services(count - 1))).errors == []
+            return vip
+
+        return prepare
+
+    def rules(count: int) -> Callable[[], str]:
+        def prepare() -> str:
+            iptables(lab, count)
+            return "10.1.0.250"
+
+        return prepare
+
+    paths: dict[str, Callable[[], str]] = {"routed, connection tracking": lambda: task}
+    paths |= {f"ours, {n} services": ours(n) for n in (1, 1000, 5000)}
+    if shutil.which("iptables-restore"):
+        paths |= {f"iptables, {n} services": rules(n) for n in (1, 1000, 5000)}
+    server = subprocess.Popen(["nsenter", f"--net={lab.netns('web1')}", sys.executable, "-c", SERVER])
+    try:
+        time.sleep(0.3)
+        found: dict[str, list[list[float]]] = {name: [] for name in paths}
+        for _ in range(ROUNDS):
+            for name, prepare in paths.items():
+                to = prepare()
+                found[name].append(connect(lab, to))
+                if name.startswith("iptables"):
+                    inside(lab.router(host), "iptables", "-t", "nat", "-F")
+    finally:
+        server.kill()
+        server.wait()
+    table = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    base = table["routed, connection tracking"][0]
+    print(f"{'path':32} {'conn/s':>8} {'ratio':>6} {'p50 us':>7} {'p99 us':>7}")
+    for name, (rate, p50, p99) in table.items():
+        print(f"{name:32} {rate:8.0f} {rate / base:6.2f} {p50:7.0f} {p99:7.0f}")
+
+
+def programming(lab: Lab) -> None:
+    """How long it takes to program."""
+    host = lab.hosts[1]
+    print(f"\n{'programming':32} {'wall ms':>8} {'cpu ms':>7}")
+    for count in (1000, 5000):
+        many = services(count)
+        kernel = Kernel(host_netns=host.netns)
+        wall, cpu = timed(lambda k=kernel, m=many: k.apply(lab.with_services(host, m)))
+        print(f"{f'{count} x 5 from nothing':32} {wall:8.1f} {cpu:7.1f}")
+        for name, weights in (("drained", (0, 1)), ("removed", (None, 1))):
+            took = []
+            for turn in range(2 * ROUNDS):
+                weight = weights[turn % 2]
+                rest = many[7].backends[1:]
+                first = () if weight is None else (replace(many[7].backends[0], weight=weight),)
+                changed = (*many[:7], replace(many[7], backends=(*first, *rest)), *many[8:])
+                plan = lab.with_services(host, changed)
+                took.append(timed(lambda k=kernel, p=plan: k.apply(p)))
+            wall, cpu = (statistics.median(column) for column in zip(*took[::2], strict=True))
+            print(f"{f'{count} x 5, one backend {name}':32} {wall:8.1f} {cpu:7.1f}")
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """(wall, processor) milliseconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
+
+
+def main() -> None:
+    """Run it all."""
+    if os.geteuid() != 0:
+        sys.exit("needs root")
+    with tempfile.TemporaryDirectory() as directory, three_hosts(Path(directory)) as lab:
+        connections(lab)
+        programming(lab)
+
+
+if __name__ == "__main__":
+    main()
