@@ -26,9 +26,9 @@ from tests.vm.package import pack
 LIMIT_S = 900.0
 BALANCERS = ("ipvs", "nftables")
 
-_PATHS, _LIFE, _RECONCILE = (f"tests/netns/test_vip_{part}.py" for part in ("paths", "life", "reconcile"))
+_BOTH = tuple(f"tests/netns/test_vip_{part}.py" for part in ("paths", "life", "ipv6"))
 # What is about the nftables balancer's own maps runs on the machine's kernel, with all the rest of tests/netns.
-_SUITES = {"ipvs": (_PATHS, _LIFE, "tests/vm/suite", _RECONCILE), "nftables": (_PATHS, _LIFE)}
+_SUITES = {"ipvs": (*_BOTH, "tests/vm/suite", "tests/netns/test_vip_reconcile.py"), "nftables": _BOTH}
 
 
 @dataclass(frozen=True)
