@@ -25,6 +25,8 @@ PublishMode = Literal["ingress", "host"]
 RestartCondition = Literal["any", "on-failure", "none"]
 UpdateOrder = Literal["stop-first", "start-first"]
 FailureAction = Literal["pause", "continue", "rollback"]
+MountKind = Literal["bind", "volume", "tmpfs"]
+PullPolicy = Literal["always", "missing", "never"]
 Scheduler = Literal["rr", "wrr", "lc", "wlc", "sh", "mh"]
 
 
@@ -152,16 +154,47 @@ class ProcessSpec(Value, frozen=True, kw_only=True):
     rootfs: str = ""  # a directory on the node; empty: the node's own root file system
 
 
+class Mount(Value, frozen=True, kw_only=True):
+    """Something at a path of a container: a path of the node, a volume of its engine, or memory."""
+
+    kind: MountKind
+    target: str
+    source: str = ""  # bind: a path on the node; volume: its name, empty for one that goes with the task
+    read_only: bool = False
+    size_bytes: int = 0  # of a tmpfs; 0: as the kernel has it
+
+
+class Ulimit(Value, frozen=True, kw_only=True):
+    """A limit of the processes of a container, as setrlimit(2) has it; -1 is none."""
+
+    name: str  # "nofile"
+    soft: int
+    hard: int
+
+
 class ContainerSpec(Value, frozen=True, kw_only=True):
-    """A container (executor "docker", its own issue)."""
+    """A container (executor "docker")."""
 
     image: str
-    command: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()  # instead of the image's entry point
+    args: tuple[str, ...] = ()  # instead of the image's command
     env: dict[str, str] = {}
     workdir: str = ""
     user: str = ""
     hostname: str = ""
+    groups: tuple[str, ...] = ()  # besides those that the user has in the image
+    mounts: tuple[Mount, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
+    sysctls: dict[str, str] = {}
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    read_only: bool = False  # its root file system
+    init: bool = False  # a first process that reaps, and passes signals on
+    tty: bool = False
+    hosts: tuple[str, ...] = ()  # lines of its /etc/hosts: "10.0.0.9 store db"
+    log_driver: str = ""  # empty: the engine's own
+    log_options: dict[str, str] = {}
+    pull: PullPolicy = "always"  # without an answer of the registry, an image that is there already will do
 
 
 class HealthCheck(Value, frozen=True, kw_only=True):

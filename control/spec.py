@@ -17,6 +17,7 @@ import msgspec
 
 from control import ipv6
 from control.constraint import ConstraintError, parse_constraint, parse_preference
+from control.container import container_mistakes
 from control.model import (
     BalancePolicy,
     ClusterSpec,
@@ -259,6 +260,8 @@ def _container(mistakes: _Mistakes, container: ContainerSpec) -> None:
     _arguments(mistakes, (*container.command, *container.args))
     _environment(mistakes, container.env)
     _surroundings(mistakes, container.workdir, container.user, container.hostname)
+    for sentence in container_mistakes(container):
+        mistakes.add(sentence)
 
 
 def _health(mistakes: _Mistakes, check: HealthCheck) -> None:

@@ -1,0 +1,1 @@
+"""The executor "docker": containers of a Docker Engine on this machine."""
