@@ -1,4 +1,4 @@
-"""Traffic that does not notice: restarts of each daemon and rolling replacements, under load from inside and outside."""
+"""Traffic that does not notice restarts of each daemon and rolling replacements, from inside and outside."""
 
 from __future__ import annotations
 
