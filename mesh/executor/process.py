@@ -24,6 +24,7 @@ from typing import Any
 
 from control.model import ProcessSpec
 from mesh.executor import cgroup, netns, records
+from mesh.executor.pidfd import ended, ends_within, send, signal_number
 from mesh.executor.protocol import LOST, NEVER, Adopted, ExecutorError, Exit, Launch, Sandbox
 
 # A shim says within this time that the command runs, or why not; it makes a few mounts and forks thrice.
@@ -60,7 +61,7 @@ class ProcessExecutor:
         """Wait for the shim to end, then read what it wrote."""
         with self._open(task_id, "shim.json") as shim:
             if shim is not None:
-                await _ended(shim)
+                await ended(shim)
         return self._exit(task_id) or (LOST if self._was_started(task_id) else NEVER)
 
     async def stop(self, task_id: str, signal_name: str, grace_s: float) -> None:
@@ -69,11 +70,11 @@ class ProcessExecutor:
             if shim is None:
                 return  # and the init ends with it
             if init is not None:
-                _send(init, _signal(signal_name))
-                if await _ends_within(shim, grace_s):
+                send(init, signal_number(signal_name))
+                if await ends_within(shim, grace_s):
                     return
-            _send(init if init is not None else shim, signal.SIGKILL)
-            if not await _ends_within(shim, KILL_TIMEOUT_S):
+            send(init if init is not None else shim, signal.SIGKILL)
+            if not await ends_within(shim, KILL_TIMEOUT_S):
                 raise ExecutorError(f"task {task_id} does not end after SIGKILL")
 
     async def remove(self, task_id: str) -> None:
@@ -160,7 +161,7 @@ class ProcessExecutor:
     def _kill_shim(self, task_id: str) -> None:
         with self._open(task_id, "shim.json") as shim:
             if shim is not None:
-                _send(shim, signal.SIGKILL)
+                send(shim, signal.SIGKILL)
 
     def _remove(self, task_id: str) -> None:
         directory = self._tasks / task_id
@@ -260,33 +261,3 @@ def _run_shim(directory: Path) -> str:
         # One line, written at once and shorter than a pipe's buffer.
         ready, _, _ = select.select([answer], [], [], START_TIMEOUT_S)
         return answer.readline().decode(errors="replace").strip() if ready else ""
-
-
-def _signal(name: str) -> signal.Signals:
-    full = name if name.startswith("SIG") else f"SIG{name}"
-    return signal.Signals[full] if full in signal.Signals.__members__ else signal.SIGTERM
-
-
-def _send(process: int, number: signal.Signals) -> None:
-    """Signal a process by pidfd; one that has ended is no error."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(process, number)
-
-
-async def _ended(process: int) -> None:
-    """Return when the process of a pidfd, ours or not, has ended."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(process, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process)
-
-
-async def _ends_within(process: int, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await _ended(process)
-    except TimeoutError:
-        return False
-    return True

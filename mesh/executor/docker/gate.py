@@ -15,12 +15,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from pathlib import Path
 
 DIRECTORY = "/.mesh"  # in the container
 PROGRAM = f"{DIRECTORY}/gate"
 DOOR = f"{DIRECTORY}/door"
 PATH_MAX_BYTES = 4095  # what the program reads at most
+PASS_TIMEOUT_S = 5.0  # one read and one execve, on however busy a machine
+POLL_S = 0.005
 
 _BASE = 0x400000
 _HEADERS_BYTES = 64 + 56
@@ -98,14 +101,22 @@ def knock(directory: Path) -> bool:
 
 
 def let_through(directory: Path, path: str) -> bool:
-    """Have the container become the program at `path`; False if it does not stand at its gate. Raises OSError."""
+    """Have the container become the program at `path`, and the door vanish; False if nobody stands there.
+
+    Blocks for the moment until it has gone. A message that comes twice is read once: it ends with a zero byte. Raises
+    OSError.
+    """
     descriptor = _open(directory)
     if descriptor is None:
         return False
     try:
-        os.write(descriptor, os.fsencode(path)[:PATH_MAX_BYTES])
+        os.write(descriptor, os.fsencode(path)[: PATH_MAX_BYTES - 1] + b"\0")
     finally:
         os.close(descriptor)
+    deadline = time.monotonic() + PASS_TIMEOUT_S
+    while knock(directory) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    (directory / "door").unlink(missing_ok=True)  # the program that went through could open it again
     return True
 
 
