@@ -10,7 +10,7 @@ APT_TEST_PACKAGES := serf etcd-server etcd-client openssl musl-tools mount dnspe
 
 PREFIX := /opt/meshd
 
-.PHONY: demo test check proto lock install clean
+.PHONY: demo test test-vm check proto lock install clean
 
 $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \
@@ -29,8 +29,12 @@ $(VENV)/.tools: $(VENV)/.ready
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(APT_TEST_PACKAGES); fi
 	touch $@
 
-test: $(VENV)/.tools ## all tests, those on the real kernel included
+test: $(VENV)/.tools ## all tests, those on the real kernel and on a kernel with IPVS included
 	$(VENV)/bin/pytest
+	$(MAKE) test-vm
+
+test-vm: $(VENV)/.tools ## the data plane on a kernel with IPVS, in a virtual machine
+	$(PY) tests/vm/run.py
 
 check: $(VENV)/.ready ## lint, types, layers, generated code
 	$(VENV)/bin/ruff check .
