@@ -15,9 +15,8 @@ VALUE_MAX = 1024
 TMPFS_MIN_BYTES = 4096  # a page
 # setrlimit(2), as engines name them.
 ULIMITS = frozenset(
-    ("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc")
-    + ("rss", "rtprio", "rttime", "sigpending", "stack")
-)
+    ("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio")
+) | {"rttime", "sigpending", "stack"}
 # Where the container finds what we put there.
 TAKEN = frozenset(("/", "/.mesh", "/.mesh/gate", "/.mesh/door", "/etc/hosts", "/etc/resolv.conf"))
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}")

@@ -26,7 +26,11 @@ from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
 from mesh.daemon.notify import notify, watchdog_interval_s
 from mesh.daemon.scrape import serve_metrics
+from mesh.executor.docker.both import BothExecutors
+from mesh.executor.docker.engine import Engine, local_socket
+from mesh.executor.docker.executor import DockerExecutor
 from mesh.executor.process import ProcessExecutor
+from mesh.executor.protocol import Executor
 from mesh.log import setup_logging
 from mesh.metrics import Metrics
 from mesh.vip.kernel import Kernel as VipKernel
@@ -74,8 +78,6 @@ def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
 
 
 def _check_machine(config: Config) -> None:
-    if config.executor == "docker":
-        raise StartError('there is no executor "docker" in this version: use "process", or "auto"')
     if os.geteuid() != 0:
         raise StartError("must run as root: it makes network namespaces, VXLAN devices and nftables rules")
     if shutil.which("nft") is None:
@@ -124,7 +126,7 @@ def _ready() -> None:
 def _doors(config: Config) -> Doors:
     state = Path(config.state_dir)
     return Doors(
-        executor=ProcessExecutor(state, netns_dir=config.netns_dir),
+        executor=_executor(config, state),
         overlay=OverlayKernel(netns_dir=config.netns_dir),
         balancer=VipKernel(),
         name_server=NameServer(
@@ -133,9 +135,31 @@ def _doors(config: Config) -> Doors:
     )
 
 
+def _executor(config: Config, state: Path) -> Executor:
+    """Processes always; containers unless they are ruled out: an engine that is away may come back."""
+    processes = ProcessExecutor(state, netns_dir=config.netns_dir)
+    if config.executor == "process":
+        return processes
+    return BothExecutors(DockerExecutor(state, _engine(), netns_dir=config.netns_dir), processes)
+
+
+def _engine() -> Engine:
+    return Engine(local_socket(os.environ))
+
+
+def _kinds(config: Config) -> tuple[str, ...]:
+    """What this node says that it can run: with "auto", containers if an engine answers. Blocking."""
+    if config.executor == "process":
+        return ("process",)
+    why = _engine().ask()
+    if why:
+        log.info("no engine for containers", extra={"why": why})
+    return ("docker", "process") if config.executor == "docker" or not why else ("process",)
+
+
 def _describe(config: Config, data_address: str) -> NodeDescription:
     mtu = next((a.mtu for a in machine.addresses() if str(a.address) == data_address), 0)
-    return machine.describe(config.node_name, ("process",), "nftables", mtu)
+    return machine.describe(config.node_name, _kinds(config), "nftables", mtu)
 
 
 def _wall_ms() -> int:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from mesh.executor import records
 from mesh.executor.namespaces import started
+from mesh.lab import engine
 
 # Not below /run, which is memory, and of which every host has its own.
 ROOT = Path("/var/lib/mesh-lab")
@@ -99,9 +100,21 @@ class Lab:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def up(self, hosts: int, daemon: Daemon = MESHD, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Make switch, client and hosts, and start the daemon in each. On failure nothing is left."""
+    def up(
+        self,
+        hosts: int,
+        daemon: Daemon = MESHD,
+        tell: Callable[[str], None] = lambda _: None,
+        *,
+        engines: bool = False,
+    ) -> None:
+        """Make switch, client and hosts, and start the daemon in each; with `engines` also a Docker Engine.
+
+        On failure nothing is left.
+        """
         _need_root()
+        if engines:
+            _or_lab_error(engine.check)
         if not 1 <= hosts <= MAX_HOSTS:
             raise LabError(f"a lab has 1 to {MAX_HOSTS} hosts, not {hosts}")
         try:
@@ -114,13 +127,17 @@ class Lab:
             raise LabError(f"cannot make {self.directory}: {error.strerror}") from error
         try:
             names = [f"h{number}" for number in range(1, hosts + 1)]
-            saved = {"hosts": names, "command": list(daemon.command), "socket": daemon.socket}
+            saved = {"hosts": names, "command": list(daemon.command), "socket": daemon.socket, "engines": engines}
             records.write(str(self.directory / "lab.json"), saved)
             tell("switch and client")
             self._make_switch()
             for name in names:
                 tell(f"{name} at {self.address(name)}")
                 self._power_on(name)
+                self._spawn_engine(name)
+            for name in names:
+                tell(f"{name} gets its images")
+                self._provide_images(name)
                 self._spawn(name)
             for name in names:
                 tell(f"{name} waits for its daemon")
@@ -145,6 +162,8 @@ class Lab:
         if self._pid(host) is not None:
             raise LabConflictError(f"{host} is up already")
         self._power_on(host)
+        self._spawn_engine(host)
+        self._provide_images(host)
         self.start_daemon(host)
 
     def kill(self, host: str) -> None:
@@ -212,7 +231,11 @@ class Lab:
 
     def daemon_pid(self, host: str) -> int | None:
         """The daemon's pid as its host sees it, while it runs."""
-        init, record = self._pid(host), records.read(str(self.directory / host / "daemon.json"))
+        return self._process(host, "daemon.json")
+
+    def _process(self, host: str, file: str) -> int | None:
+        """The pid in a record of `_run_in_background`, while that very process runs."""
+        init, record = self._pid(host), records.read(str(self.directory / host / file))
         if init is None or record is None or record["init"] != init or record["start"] is None:
             return None
         return (
@@ -319,7 +342,10 @@ class Lab:
         """Start the daemon of a host."""
         saved = records.read(str(self.directory / "lab.json")) or {}
         command = [str(word).replace("{host}", host) for word in saved["command"]]
-        log = self.log(host)
+        self._run_in_background(host, command, self.log(host), "daemon.json", "a daemon")
+
+    def _run_in_background(self, host: str, command: Sequence[str], log: Path, record: str, what: str) -> None:
+        """Run a command as a child of the host's first process, and note which process it is."""
         if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
             log.unlink()
         with open(log, "ab") as output:
@@ -329,10 +355,10 @@ class Lab:
                 timeout=BOOT_TIMEOUT_S,
             )  # fmt: skip
         if done.returncode:
-            raise LabError(f"cannot start a daemon in {host}: {_last_line(log)}")
+            raise LabError(f"cannot start {what} in {host}: {_last_line(log)}")
         pid, init = int(done.stdout), self._pid(host)
         start = started(f"/proc/{init}/root/proc/{pid}/stat")
-        records.write(str(self.directory / host / "daemon.json"), {"pid": pid, "start": start, "init": init})
+        records.write(str(self.directory / host / record), {"pid": pid, "start": start, "init": init})
 
     def _await_daemon(self, host: str) -> None:
         """Wait until the daemon of a host answers."""
@@ -352,6 +378,53 @@ class Lab:
             raise LabConflictError(f"no daemon runs in {host}")
         self.exec(host, ["kill", f"-{number.value}", str(pid)])
         _until(lambda: self.daemon_pid(host) is None, KILL_TIMEOUT_S, f"the daemon in {host} does not end")
+
+    # --- engines ----------------------------------------------------------------------------------------------------
+
+    def has_engines(self) -> bool:
+        """Whether each host has a Docker Engine."""
+        return bool((records.read(str(self.directory / "lab.json")) or {}).get("engines"))
+
+    def engine_pid(self, host: str) -> int | None:
+        """The pid of a host's engine as its host sees it, while it runs."""
+        return self._process(host, "engine.json")
+
+    def start_engine(self, host: str) -> None:
+        """Start the engine of a host, which is not running, and wait until it answers."""
+        self._check(host)
+        if self.engine_pid(host) is not None:
+            raise LabConflictError(f"the Docker Engine runs already in {host}")
+        self._spawn_engine(host)
+        self._provide_images(host)
+
+    def stop_engine(self, host: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the engine of a host: in order, with its containers; or by SIGKILL, which leaves them running."""
+        self._check(host)
+        pid = self.engine_pid(host)
+        if pid is None:
+            raise LabConflictError(f"no Docker Engine runs in {host}")
+        self.exec(host, ["kill", f"-{number.value}", str(pid)])
+        _until(lambda: self.engine_pid(host) is None, engine.STOP_TIMEOUT_S, f"the engine in {host} does not end")
+
+    def _spawn_engine(self, host: str) -> None:
+        if self.has_engines():
+            directory = self.directory / host
+            command = engine.command(directory / "docker", self._group(host))
+            self._run_in_background(host, command, directory / "engine.log", "engine.json", "a Docker Engine")
+
+    def _provide_images(self, host: str) -> None:
+        if not self.has_engines():
+            return
+        socket_path = f"/proc/{self._pid(host)}/root{engine.SOCKET}"
+
+        def ready() -> bool:
+            if self.engine_pid(host) is None:
+                log = self.directory / host / "engine.log"
+                raise LabError(f"the Docker Engine does not come up in {host}: {_last_line(log)}")
+            return _answers(socket_path)
+
+        _until(ready, engine.START_TIMEOUT_S, f"the Docker Engine in {host} does not answer")
+        _or_lab_error(lambda: engine.provide_images(socket_path, self.directory))
 
     # --- the way in -------------------------------------------------------------------------------------------------
 
@@ -384,6 +457,13 @@ class Lab:
 
     def _hint(self, verb: str) -> str:
         return f"mesh lab {verb}" if self.name == "lab" else f"mesh lab --name {self.name} {verb}"
+
+
+def _or_lab_error(act: Callable[[], None]) -> None:
+    try:
+        act()
+    except engine.LabEngineError as error:
+        raise LabError(str(error)) from error
 
 
 def _need_root() -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -40,6 +40,12 @@ PROGRESS_PERIOD_S = 5.0
 ERROR_MAX = 300  # characters of the engine's own words that a user is shown
 
 T = TypeVar("T")
+
+
+def local_socket(environment: Mapping[str, str]) -> str:
+    """Where the engine of this machine listens: DOCKER_HOST, if that is a UNIX socket. Others have other namespaces."""
+    kind, _, path = environment.get("DOCKER_HOST", "").partition("://")
+    return path if kind == "unix" and path else DEFAULT_SOCKET
 
 
 class EngineAway(ExecutorError):

@@ -113,7 +113,7 @@ class DockerExecutor:
         except OSError as error:
             raise ExecutorError(f"task {launch.hostname}: cannot be prepared: {error}") from error
         except ExecutorError as error:
-            raise type(error)(f"task {launch.hostname}: {error}", *error.args[1:]) from error
+            raise ExecutorError(f"task {launch.hostname}: {error}") from error
         return sandbox
 
     async def start(self, launch: Launch) -> int:
