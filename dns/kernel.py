@@ -24,6 +24,7 @@ SLOT = 1280
 assert SLOT >= UDP_MAX
 
 _NAME_LEN = 28  # struct sockaddr_in6, the larger one
+_NAME_WORDS = _NAME_LEN // 4
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -95,6 +96,7 @@ class Batch:
         self._words = memoryview(self._headers).cast("B").cast("I")
         self.sizes = memoryview(self._iovecs).cast("B").cast("L")
         self._full_sizes = memoryview((ctypes.c_size_t * BATCH)(*[SLOT] * BATCH)).cast("B").cast("L")
+        self._addresses4 = memoryview(self.names).cast("I")[1::_NAME_WORDS]  # behind family and port
         self._used = 0
         self._recvmmsg, self._sendmmsg = _libc.recvmmsg, _libc.sendmmsg
         self._recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
@@ -137,6 +139,12 @@ class Batch:
         if self.names[at : at + 2] == _AF_INET:
             return bytes(self.names[at + 4 : at + 8])
         return bytes(self.names[at + 8 : at + 24])
+
+    def senders(self, count: int) -> list[int] | list[bytes]:
+        """What tells the senders of the first `count` slots apart: made for all of them at once, and cheap for IPv4."""
+        if self.names[:2] == _AF_INET:
+            return self._addresses4[:count].tolist()
+        return [self.sender(slot) for slot in range(count)]
 
     def sockaddr(self, slot: int) -> tuple[str, int]:
         """The sender of a slot, to answer later."""

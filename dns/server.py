@@ -184,7 +184,7 @@ class Server:
             "connections": len(self._connections),
             "connections_refused": self._connections.counters.turned_away,
             "connections_timed_out": self._connections.counters.timed_out,
-            "over_share": sum(listener.udp.fairness.dropped for listener in self._listeners.values()),
+            "over_share": sum(listener.udp.over_share for listener in self._listeners.values()),
             "forwarded": forwarder.counters.asked,
             "forward_failed": forwarder.counters.failed,
             "forward_forged": forwarder.counters.forged,

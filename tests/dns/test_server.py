@@ -6,6 +6,8 @@ import contextlib
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +171,49 @@ def test_mutated_packets_over_the_socket() -> None:
                 data[rng.randrange(len(data))] = rng.randrange(256)
             sock.sendto(data, ("127.0.0.1", running.port))
         assert running.ask("api").header.rcode == 0
+
+
+# Asks for another name each time, as fast as it can, for at most half a minute.
+STORM = r"""
+import itertools, socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.2", 0))
+sock.connect(("127.0.0.1", int(sys.argv[1])))
+sock.setblocking(False)
+end = time.monotonic() + 30
+for number in itertools.count():
+    try:
+        sock.send(b"\0\7\1\0\0\1\0\0\0\0\0\0\x09%09d\0\0\1\0\1" % number)
+    except OSError:
+        pass
+    if number % 1000 == 0 and time.monotonic() > end:
+        break
+"""
+
+
+def test_a_storm_of_one_client_does_not_starve_another() -> None:
+    with serving() as running, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.3", 0))
+        sock.settimeout(1)
+        command = [sys.executable, "-I", "-c", STORM, str(running.port)]
+        with subprocess.Popen(command) as storm:
+            try:
+                until(lambda: running.stat("over_share") > 10_000)
+                for _ in range(20):
+                    assert answered(sock, running.port, attempts=3)
+                assert storm.poll() is None
+            finally:
+                storm.kill()
+        assert running.ask("api").header.rcode == 0
+
+
+def answered(sock: socket.socket, port: int, attempts: int) -> bool:
+    """Ask as libc does: again after a second."""
+    for _ in range(attempts):
+        sock.sendto(question("api"), ("127.0.0.1", port))
+        with contextlib.suppress(TimeoutError):
+            return sock.recv(512)[3] & 15 == 0
+    return False
 
 
 def test_several_questions_on_one_connection() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
@@ -161,23 +162,44 @@ def test_a_client_that_has_sent_all_still_gets_its_answers() -> None:
 
 def test_alone_a_client_may_have_everything() -> None:
     made = Fairness()
-    assert all(made.allow(b"a", i / 100_000) for i in range(50_000))
+    for i in range(1000):
+        assert not made.over([1] * 50, i / 2000)
+        if i % 5 == 0:
+            made.emptied()
+
+
+def test_but_not_more_than_can_be_answered() -> None:
+    made = Fairness()
+    assert not made.over((fairness.SHARE + 1) * [1], 0.01)
+    assert not made.over([1], 0.01 + fairness.BEHIND_S)
+    assert made.over([1], 0.011 + fairness.BEHIND_S) == {1}
+    made.emptied()
+    assert not made.over([1], 0.012 + fairness.BEHIND_S)
 
 
 def test_with_others_around_each_gets_its_share() -> None:
     made = Fairness()
-    allowed = {b"a": 0, b"b": 0}
-    for i in range(20_000):
-        client = b"b" if i % 20 == 0 else b"a"
-        allowed[client] += made.allow(client, 0.01)
-    assert allowed == {b"a": fairness.SHARE, b"b": 1000}
-    assert made.allow(b"a", 0.2)
+    answered: Counter[int] = Counter()
+    for _ in range(1000):
+        batch = [2] + 19 * [1]
+        over = made.over(batch, 0.01)
+        answered.update(client for client in batch if client not in over)
+    assert answered[2] == 1000
+    assert fairness.SHARE - 19 < answered[1] <= fairness.SHARE
+    assert not made.over([1], 0.2)
+
+
+def test_who_was_there_a_moment_ago_counts_as_waiting() -> None:
+    """Else the one who storms would have the first part of each window for itself."""
+    made = Fairness()
+    made.over([1, 2], 0.0)
+    assert made.over((fairness.SHARE + 1) * [1], fairness.WINDOW_S) == {1}
 
 
 def test_counting_is_bounded() -> None:
     made = Fairness()
     for i in range(3 * fairness.CLIENTS_MAX):
-        made.allow(i.to_bytes(4, "big"), 0.0)
+        made.over([i], 0.0)
     assert len(made._counts) <= fairness.CLIENTS_MAX
 
 
