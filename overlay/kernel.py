@@ -16,17 +16,21 @@ import errno
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from overlay import names
-from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan
+from overlay.plan import Address, LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
 from overlay.rtnl import FdbEntry, Link, Namespace, Route, create_namespace, inode, remove_namespace
 
 KernelError = (OSError, NetlinkError)
 
 HOST_SYSCTLS = {"ipv4/ip_forward": "1"}
+HOST_SYSCTLS6 = {"ipv6/conf/all/forwarding": "1"}
+# Devices that take router advertisements go on to do so although the host forwards from now on.
+ACCEPT_RA_ALSO_FORWARDING = "2"
 # Set before a router gets devices: they inherit `default`. No redirects: answers of the routing mesh leave by the
 # device they came in, on purpose. No reverse path filter: their way back is not the way of the routing table.
 ROUTER_SYSCTLS = {
@@ -36,6 +40,12 @@ ROUTER_SYSCTLS = {
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
     "ipv4/conf/all/proxy_arp": "1",  # a task finds its whole subnet behind its one interface
+}
+ROUTER_SYSCTLS6 = {
+    "ipv6/conf/all/disable_ipv6": "0",
+    "ipv6/conf/default/disable_ipv6": "0",
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/all/forwarding": "1",
 }
 # A client that reaches one backend by two addresses (VIP and its own) loses SYNs for a second when timestamps carry a
 # random offset per destination (PAWS on TIME_WAIT); 2 is timestamps without offsets.
@@ -73,11 +83,18 @@ class Kernel:
         try:
             host = self._handle(self._host_netns)
             self._sysctls(host, HOST_SYSCTLS, "host", report)
-            mtu = names.tunnel_mtu(_underlay_mtu(host, str(plan.underlay)))
+            if any(network.subnet6 is not None for network in plan.networks):
+                self._forward6(host, report)
+            mtu = names.tunnel_mtu(_underlay_mtu(host, str(plan.underlay)), plan.underlay.version)
         except KernelError as error:
             report.failed("look at the host's network", error)
             return report
         for network in plan.networks:
+            if network.encrypted:
+                report.errors.append(
+                    f"network {network.id} is encrypted, and this version cannot encrypt: nothing of it is carried"
+                )
+                continue
             try:
                 self._network(host, plan, network, mtu, report)
             except KernelError as error:
@@ -105,12 +122,13 @@ class Kernel:
     def _network(self, host: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report) -> None:
         router = self._router(network, report)
         self._sysctls(router, ROUTER_SYSCTLS, "router", report)
+        if network.subnet6 is not None:
+            self._sysctls(router, ROUTER_SYSCTLS6, "router", report)
         links = router.links()
         self._link_up(router, links["lo"], report)
         vxlan = self._vxlan(host, router, plan, network, mtu, report)
         uplink = self._uplink(host, router, network, report)
-        gateway = f"{network.gateway}/32"
-        self._addresses(router, {(links["lo"].index, gateway), (uplink.index, _uplink_address(network))}, report)
+        self._addresses(router, _router_addresses(network, links["lo"].index, uplink.index), report)
         self._tunnels(router, vxlan, plan, report)
         veths = self._veths(router, network, mtu, report)
         self._sysctls(router, {f"ipv4/neigh/{device}/proxy_delay": "0" for device in veths.values()}, "router", report)
@@ -194,10 +212,11 @@ class Kernel:
         outer = links[uplink.host_device]
         self._link_up(host, outer, report)
         self._link_up(router, inner, report)
-        address = f"{uplink.host_address}/{uplink.prefix_length}"
-        if (outer.index, address) not in host.addresses():
-            host.add_address(outer.index, address)
-            report.changes["address"] += 1
+        wanted = {(outer.index, f"{uplink.host_address}/{uplink.prefix_length}")}
+        if network.subnet6 is not None:
+            self._sysctls(host, {f"ipv6/conf/{uplink.host_device}/disable_ipv6": "0"}, "host", report)
+            wanted.add((outer.index, f"{uplink.host_address6}/{uplink.prefix_length6}"))
+        self._addresses(host, wanted, report)
         # localhost:port on this host goes through the uplink with a loopback source until it is translated.
         device = f"ipv4/conf/{uplink.host_device}"
         self._sysctls(host, {f"{device}/route_localnet": "1", f"{device}/rp_filter": "0"}, "host", report)
@@ -250,7 +269,8 @@ class Kernel:
         made: dict[str, str] = {}
         for endpoint in network.local:
             try:
-                made[str(endpoint.address)] = self._veth(router, network, endpoint, mtu, report)
+                device = self._veth(router, network, endpoint, mtu, report)
+                made |= {str(address): device for address in _addresses_of(endpoint)}
             except KernelError as error:
                 report.failed(f"attach task {endpoint.id} to network {network.id}", error)
         return made
@@ -267,7 +287,13 @@ class Kernel:
                 router.add_veth(name, endpoint.interface, endpoint.netns, mtu, names.alias(network.id))
                 report.changes["link"] += 1
                 outer, inner = router.links()[name], task.links()[endpoint.interface]
+            for where, link in ((router, outer), (task, inner)):
+                if link.mtu != mtu:
+                    where.set_link(link.index, mtu=mtu)
+                    report.changes["link"] += 1
             self._link_up(router, outer, report)
+            if network.subnet6 is not None:
+                self._addresses(router, {(outer.index, f"{names.LINK_LOCAL_GATEWAY}/64")}, report)
             self._task_side(task, inner, network, endpoint, report)
         return name
 
@@ -276,13 +302,24 @@ class Kernel:
     ) -> None:
         """The inside of a task: address with the network's prefix, default route by its gateway."""
         self._sysctls(task, TASK_SYSCTLS, "task", report)
+        if endpoint.address6 is not None:
+            self._sysctls(task, _task_sysctls6(device.name), "task", report)
         self._link_up(task, task.links()["lo"], report)
         self._link_up(task, device, report)
         self._addresses(task, {(device.index, f"{endpoint.address}/{network.subnet.prefixlen}")}, report)
-        default = Route("0.0.0.0/0", "unicast", endpoint.interface, str(network.gateway))
-        if endpoint.default_route and default not in task.routes(names.ROUTE_PROTOCOL):
-            task.replace_route(default, names.ROUTE_PROTOCOL, device.index)
+        if endpoint.address6 is not None:
+            # Alone on its link: everything else of the network is behind the router.
+            self._addresses(task, {(device.index, f"{endpoint.address6}/128")}, report)
+        for route in _task_routes(network, endpoint) - task.routes(names.ROUTE_PROTOCOL):
+            task.replace_route(route, names.ROUTE_PROTOCOL, device.index)
             report.changes["route"] += 1
+
+    def _forward6(self, host: Namespace, report: Report) -> None:
+        """Let the host forward IPv6, without taking from it the routes that it gets by advertisements."""
+        advertised = host.sysctls_that("ipv6/conf/*/accept_ra", "1")
+        kept = {name: ACCEPT_RA_ALSO_FORWARDING for name in advertised if not name.startswith("ipv6/conf/mesh")}
+        self._sysctls(host, kept, "host", report)
+        self._sysctls(host, HOST_SYSCTLS6, "host", report)
 
     # --- removal ----------------------------------------------------------------------------------------------------
 
@@ -294,7 +331,7 @@ class Kernel:
 
     def _prune_router(self, plan: OverlayPlan, network: OverlayNetwork, router: Namespace, report: Report) -> None:
         links = router.links()
-        veths = {str(e.address): names.veth_device(e.address) for e in network.local}
+        veths = {str(a): names.veth_device(e.address) for e in network.local for a in _addresses_of(e)}
         for route in router.routes(names.ROUTE_PROTOCOL) - _wanted_routes(network, veths):
             router.delete_route(route, names.ROUTE_PROTOCOL)
             report.changes["route"] += 1
@@ -334,7 +371,8 @@ class Kernel:
         try:
             host = self._handle(self._host_netns)
             for link in host.links().values():
-                if link.alias.startswith(names.alias("")) and link.name not in wanted:
+                ours = link.alias.startswith(names.alias("")) or names.is_uplink(link.name)
+                if ours and link.kind == "veth" and link.name not in wanted:
                     host.delete_link(link.index)
                     report.changes["link"] += 1
         except KernelError as error:
@@ -374,28 +412,76 @@ class Kernel:
 def _wanted_routes(network: OverlayNetwork, veths: dict[str, str]) -> set[Route]:
     """All routes of ours in a router. `veths`: the router's devices of local tasks, by address."""
     source, uplink = str(network.gateway), names.uplink(network.vni)
-    routes = {Route(f"{address}/32", "unicast", device, "", source) for address, device in veths.items()}
     tunnel = names.vxlan_device(network.vni)
-    routes |= {
-        Route(f"{e.address}/32", "unicast", tunnel, str(names.router_address(e.node_number)), source)
-        for e in network.remote
-    }
+    routes = {_to_one(ip_address(address), device, "", source) for address, device in veths.items()}
+    routes |= {_to_one(e.address, tunnel, _next_hop(e), source) for e in network.remote}
     # An address of the subnet that nobody has is refused here, and does not leak out by the default route.
     routes.add(Route(str(network.subnet), "unreachable"))
     if not network.internal:
         routes.add(Route("0.0.0.0/0", "unicast", uplink.router_device, str(uplink.host_address)))
+    if network.subnet6 is not None:
+        routes.add(Route(str(network.subnet6), "unreachable"))
+        if not network.internal:
+            routes.add(Route("::/0", "unicast", uplink.router_device, str(uplink.host_address6)))
     return routes
+
+
+def _to_one(address: Address, device: str, via: str, source: str) -> Route:
+    """The route to one task. IPv6 chooses a good source by itself (RFC 6724)."""
+    if address.version == 4:
+        return Route(f"{address}/32", "unicast", device, via, source)
+    return Route(f"{address}/128", "unicast", device, via)
+
+
+def _next_hop(remote: RemoteEndpoint) -> str:
+    number = remote.node_number
+    return str(names.router_address(number) if remote.address.version == 4 else names.router_address6(number))
+
+
+def _addresses_of(endpoint: LocalEndpoint) -> tuple[Address, ...]:
+    return (endpoint.address,) if endpoint.address6 is None else (endpoint.address, endpoint.address6)
+
+
+def _task_routes(network: OverlayNetwork, endpoint: LocalEndpoint) -> set[Route]:
+    """The routes of ours in a task: by its default gateway, and over IPv6 also to the rest of the network."""
+    routes = set()
+    if endpoint.default_route:
+        routes.add(Route("0.0.0.0/0", "unicast", endpoint.interface, str(network.gateway)))
+    if endpoint.address6 is not None:
+        gateway = str(names.LINK_LOCAL_GATEWAY)
+        routes.add(Route(str(network.subnet6), "unicast", endpoint.interface, gateway))
+        if endpoint.default_route:
+            routes.add(Route("::/0", "unicast", endpoint.interface, gateway))
+    return routes
+
+
+def _task_sysctls6(device: str) -> dict[str, str]:
+    return {f"ipv6/conf/{device}/disable_ipv6": "0", f"ipv6/conf/{device}/accept_ra": "0"}
 
 
 def _tunnel_state(plan: OverlayPlan) -> tuple[dict[str, str], set[FdbEntry]]:
     """Neighbours (address -> MAC) and FDB entries of every VXLAN device of this node."""
-    neighbours = {str(names.router_address(p.number)): names.router_mac(p.number) for p in plan.peers}
+    neighbours = {
+        str(address): names.router_mac(p.number)
+        for p in plan.peers
+        for address in (names.router_address(p.number), names.router_address6(p.number))
+    }
     return neighbours, {FdbEntry(names.router_mac(p.number), str(p.underlay)) for p in plan.peers}
 
 
-def _uplink_address(network: OverlayNetwork) -> str:
+def _router_addresses(network: OverlayNetwork, loopback: int, uplink_index: int) -> set[tuple[int, str]]:
+    """A router's own addresses, by device index."""
     uplink = names.uplink(network.vni)
-    return f"{uplink.router_address}/{uplink.prefix_length}"
+    wanted = {
+        (loopback, f"{network.gateway}/32"),
+        (uplink_index, f"{uplink.router_address}/{uplink.prefix_length}"),
+    }
+    if network.subnet6 is not None:
+        wanted |= {
+            (loopback, f"{network.gateway6}/128"),
+            (uplink_index, f"{uplink.router_address6}/{uplink.prefix_length6}"),
+        }
+    return wanted
 
 
 def _underlay_mtu(host: Namespace, underlay: str) -> int:

@@ -29,8 +29,11 @@ MAX_NODE_NUMBER = 32766
 FIRST_VNI = 4096
 _UPLINK_SLOTS = 8192  # /30s in the lower half; networks further apart than this in VNI share no slot in practice
 
-# Bytes that VXLAN over IPv4 adds to a frame: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348).
+# Bytes that VXLAN adds to a frame: outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348).
 VXLAN_OVERHEAD_BYTES = 50
+VXLAN_OVERHEAD6_BYTES = 70
+# Tasks find their router under this address on every interface, so that no neighbour has to be told (RFC 4291).
+LINK_LOCAL_GATEWAY = IPv6Address("fe80::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,11 @@ def uplink(vni: int) -> Uplink:
     return Uplink(f"{PREFIX}{vni}", "up0", base + 1, base + 2, 30, base6 + 1, base6 + 2, 126)
 
 
-def tunnel_mtu(underlay_mtu: int) -> int:
-    """What fits into one VXLAN packet on the underlay."""
-    return underlay_mtu - VXLAN_OVERHEAD_BYTES
+def is_uplink(device: str) -> bool:
+    """Whether a device of a host is the uplink of one of our routers, also without its alias."""
+    return device.startswith(PREFIX) and device.removeprefix(PREFIX).isdecimal()
+
+
+def tunnel_mtu(underlay_mtu: int, version: int = 4) -> int:
+    """What fits into one VXLAN packet on an underlay of that IP version."""
+    return underlay_mtu - (VXLAN_OVERHEAD_BYTES if version == 4 else VXLAN_OVERHEAD6_BYTES)

@@ -27,7 +27,9 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
-_IPV4 = 2  # AF_INET
+_IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6
+_FAMILIES = (_IPV4, _IPV6)
+_NODAD = 0x02  # IFA_F_NODAD: in use at once; nobody else is given our addresses
 _MAIN_TABLE = 254
 _IFF_UP = 1
 _NUD_PERMANENT = 0x80
@@ -54,7 +56,7 @@ class Link:
 class Route:
     """A route of the main table. `device` "" and `via` "" where the type needs none."""
 
-    destination: str  # "10.0.1.7/32"; the default route is "0.0.0.0/0"
+    destination: str  # "10.0.1.7/32"; the default routes are "0.0.0.0/0" and "::/0"
     type: str
     device: str = ""
     via: str = ""  # next hop, reached on the link whatever its prefix
@@ -98,19 +100,19 @@ class Namespace:
         return {link.name: link for link in map(_link, self._route.get_links())}
 
     def addresses(self) -> set[tuple[int, str]]:
-        """All IPv4 addresses as (device index, "address/prefix length")."""
-        found = self._route.get_addr(family=_IPV4)
-        return {(a["index"], f"{a.get_attr('IFA_LOCAL')}/{a['prefixlen']}") for a in found}
+        """All addresses of both families as (device index, "address/prefix length")."""
+        found = [a for family in _FAMILIES for a in self._route.get_addr(family=family)]
+        return {(a["index"], f"{a.get_attr('IFA_LOCAL') or a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}") for a in found}
 
     def routes(self, protocol: int) -> set[Route]:
-        """The IPv4 routes of the main table that carry `protocol`."""
+        """The routes of the main table, of both families, that carry `protocol`."""
         names = {link.index: link.name for link in self.links().values()}
-        found = self._route.get_routes(family=_IPV4, table=_MAIN_TABLE)
+        found = [r for family in _FAMILIES for r in self._route.get_routes(family=family, table=_MAIN_TABLE)]
         return {_route(r, names) for r in found if r["proto"] == protocol}
 
     def neighbours(self, index: int) -> dict[str, str]:
         """The permanent neighbours on a device: address -> MAC."""
-        found = self._route.get_neighbours(family=_IPV4, ifindex=index)
+        found = [n for family in _FAMILIES for n in self._route.get_neighbours(family=family, ifindex=index)]
         return {
             n.get_attr("NDA_DST"): n.get_attr("NDA_LLADDR")
             for n in found
@@ -130,18 +132,19 @@ class Namespace:
 
     def add_vxlan(self, name: str, vni: int, local: str, port: int, mtu: int) -> None:
         """A VXLAN device that learns nothing and floods nowhere."""
+        own = {"vxlan_local6" if ":" in local else "vxlan_local": local}
         self._route.link(
-            "add", ifname=name, kind="vxlan", vxlan_id=vni, vxlan_local=local, vxlan_port=port,
-            vxlan_learning=False, mtu=mtu,
-        )  # fmt: skip
+            "add", ifname=name, kind="vxlan", vxlan_id=vni, vxlan_port=port, vxlan_learning=False, mtu=mtu, **own
+        )
 
     def add_veth(self, name: str, peer: str, peer_netns: str, mtu: int, alias: str) -> None:
-        """A veth pair with its other end, `peer`, in another namespace."""
+        """A veth pair with its other end, `peer`, in another namespace. Without its alias, if this is cut off midway."""
         with _opened(peer_netns) as descriptor:
             self._route.link(
-                "add", ifname=name, kind="veth", mtu=mtu, ifalias=alias,
-                peer={"ifname": peer, "net_ns_fd": descriptor, "mtu": mtu},
-            )  # fmt: skip
+                "add", ifname=name, kind="veth", mtu=mtu, peer={"ifname": peer, "net_ns_fd": descriptor, "mtu": mtu}
+            )
+        # The kernel ignores an alias at creation.
+        self._route.link("set", index=self.links()[name].index, ifalias=alias)
 
     def move_link(self, index: int, target_netns: str, alias: str) -> None:
         """Hand a device to another namespace."""
@@ -163,7 +166,8 @@ class Namespace:
     def add_address(self, index: int, address: str) -> None:
         """Give a device an address ("10.0.1.7/24")."""
         host, _, length = address.partition("/")
-        self._route.addr("add", index=index, address=host, prefixlen=int(length))
+        flags = {"flags": _NODAD} if ":" in host else {}
+        self._route.addr("add", index=index, address=host, prefixlen=int(length), **flags)
 
     def delete_address(self, index: int, address: str) -> None:
         """Take an address from a device."""
@@ -179,7 +183,7 @@ class Namespace:
             request["oif"] = index
         if route.via:
             request |= {"gateway": route.via, "flags": ["onlink"]}
-        elif route.type == "unicast":
+        elif route.type == "unicast" and ":" not in route.destination:
             request["scope"] = "link"
         if route.source:
             request["prefsrc"] = route.source
@@ -209,6 +213,15 @@ class Namespace:
             self._route.fdb("del", ifindex=index, lladdr=entry.mac, dst=entry.tunnel)
 
     # --- sysctl -----------------------------------------------------------------------------------------------------
+
+    def sysctls_that(self, pattern: str, value: str) -> list[str]:
+        """The paths below /proc/sys/net that match `pattern` and hold `value`."""
+
+        def read() -> list[str]:
+            root = Path("/proc/sys/net")
+            return [str(f.relative_to(root)) for f in sorted(root.glob(pattern)) if f.read_text().strip() == value]
+
+        return inside(self.path, read)
 
     def set_sysctls(self, wanted: dict[str, str]) -> list[str]:
         """Set what differs (paths below /proc/sys/net); returns the paths that were changed."""
@@ -312,13 +325,13 @@ def _link(message: Any) -> Link:
         up=bool(message["flags"] & _IFF_UP),
         alias=message.get_attr("IFLA_IFALIAS") or "",
         vni=data.get_attr("IFLA_VXLAN_ID") if data else 0,
-        local=(data.get_attr("IFLA_VXLAN_LOCAL") or "") if data else "",
+        local=(data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6") or "") if data else "",
         port=data.get_attr("IFLA_VXLAN_PORT") if data else 0,
     )
 
 
 def _route(message: Any, names: dict[int, str]) -> Route:
-    destination = message.get_attr("RTA_DST") or "0.0.0.0"
+    destination = message.get_attr("RTA_DST") or ("::" if message["family"] == _IPV6 else "0.0.0.0")
     kind = _ROUTE_TYPES.get(message["type"], str(message["type"]))
     index = message.get_attr("RTA_OIF")
     return Route(

@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from overlay import names
@@ -69,6 +69,8 @@ class World:
     client: str
     networks: dict[str, tuple[int, IPv4Network]] = field(default_factory=dict)
     internal: set[str] = field(default_factory=set)
+    subnets6: dict[str, IPv6Network] = field(default_factory=dict)  # networks of both families
+    underlays: dict[int, IPv6Address] = field(default_factory=dict)  # by host number, instead of the IPv4 ones
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def task(self, host: Host, network: str, address: str, name: str | None = None) -> Task:
@@ -86,9 +88,9 @@ class World:
         """What a host's kernel should hold."""
         return OverlayPlan(
             node_number=host.number,
-            underlay=host.address,
+            underlay=self.underlays.get(host.number, host.address),
             vxlan_port=4789,
-            peers=tuple(Peer(h.number, h.address) for h in self.hosts if h is not host),
+            peers=tuple(Peer(h.number, self.underlays.get(h.number, h.address)) for h in self.hosts if h is not host),
             networks=tuple(self._network(host, name) for name in sorted(self.networks)),
         )
 
@@ -103,13 +105,35 @@ class World:
             gateway=subnet.network_address + 1,
             internal=name in self.internal,
             local=tuple(
-                LocalEndpoint(t.id, t.address, t.netns, "eth0" if first[t.id] == name else "eth1", first[t.id] == name)
+                LocalEndpoint(
+                    t.id,
+                    t.address,
+                    t.netns,
+                    "eth0" if first[t.id] == name else "eth1",
+                    first[t.id] == name,
+                    self.address6(name, t),
+                )
                 for t in host.tasks.get(name, [])
             ),
             remote=tuple(
-                RemoteEndpoint(t.address, h.number) for h in self.hosts if h is not host for t in h.tasks.get(name, [])
+                RemoteEndpoint(address, h.number)
+                for h in self.hosts
+                if h is not host
+                for t in h.tasks.get(name, [])
+                for address in (t.address, self.address6(name, t))
+                if address is not None
             ),
+            subnet6=self.subnets6.get(name),
+            gateway6=self._in(name, subnet.network_address + 1),
         )
+
+    def address6(self, network: str, task: Task) -> IPv6Address | None:
+        """The IPv6 address of a task, as control.ipv6 makes it."""
+        return self._in(network, task.address)
+
+    def _in(self, network: str, address: IPv4Address) -> IPv6Address | None:
+        subnet6 = self.subnets6.get(network)
+        return None if subnet6 is None else subnet6.network_address + int(address)
 
     def apply(self) -> None:
         """Make every host as planned; an error of any fails the test."""
