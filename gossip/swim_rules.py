@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from gossip.awareness import Awareness
-from gossip.delegate import Address, Change, Delegate, Member, MemberEvent, State
+from gossip.delegate import Address, Change, Member, MemberEvent, State
 from gossip.members import Members
 from gossip.suspicion import Suspicion, suspicion
 from gossip.swim_outbox import Outbox
@@ -28,6 +29,16 @@ ACCUSE_PER_TICK = 50  # after a mass restart thousands are due at once
 ANNOUNCE_AGAIN_S = 1.0  # this node, to those who accuse one that it was before
 
 
+class Watcher(Protocol):
+    """The part of gossip.delegate.Delegate that is told here."""
+
+    def conflict(self, existing: Member, other: Member, now: float) -> None: ...
+
+    def refuse_alive(self, peer: Member) -> str | None: ...
+
+    def member_changed(self, event: MemberEvent, now: float) -> None: ...
+
+
 class Rules:
     """The state machine of all members. `source` is where a packet came from, None for push/pull and this node."""
 
@@ -38,7 +49,7 @@ class Rules:
         outbox: Outbox,
         timers: Timers,
         awareness: Awareness,
-        delegate: Delegate,
+        delegate: Watcher,
     ) -> None:
         self.counts: Counter[str] = outbox.counts
         self.leaving = False
