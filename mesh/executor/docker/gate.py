@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import time
 from pathlib import Path
@@ -101,7 +102,7 @@ def knock(directory: Path) -> bool:
 
 
 def let_through(directory: Path, path: str) -> bool:
-    """Have the container become the program at `path`, and the door vanish; False if nobody stands there.
+    """Have the container become the program at `path`, and close the door for ever; False if nobody stands there.
 
     Blocks for the moment until it has gone. A message that comes twice is read once: it ends with a zero byte. Raises
     OSError.
@@ -116,14 +117,21 @@ def let_through(directory: Path, path: str) -> bool:
     deadline = time.monotonic() + PASS_TIMEOUT_S
     while knock(directory) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    (directory / "door").unlink(missing_ok=True)  # the program that went through could open it again
+    # The program that went through could open it again; and a container that somebody restarts ends here, at once.
+    closed = directory / "door.closed"
+    closed.touch()
+    closed.replace(directory / "door")
     return True
 
 
 def _open(directory: Path) -> int | None:
     try:
-        return os.open(directory / "door", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(directory / "door", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody has it open; it was removed
             return None
         raise
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
