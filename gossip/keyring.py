@@ -89,7 +89,7 @@ class KeyRing:
         if data[0] not in (VERSION_PADDED, VERSION):
             raise DecryptError("unknown version of encryption")
         nonce, sealed = data[1 : 1 + NONCE_LEN], data[1 + NONCE_LEN :]
-        for cipher in self._ciphers.values():
+        for cipher in tuple(self._ciphers.values()):  # long messages are opened in a thread
             try:
                 plain = cipher.decrypt(nonce, sealed, associated)
             except InvalidTag:
