@@ -88,14 +88,31 @@ def _on_host(help_: str) -> Callable[[Callable[[click.Context, str], None]], cli
     return decorate
 
 
+_executor = click.option(
+    "--executor",
+    type=click.Choice(["process", "docker"]),
+    default="process",
+    show_default=True,
+    help="With docker, each host has an engine of its own, with the images mesh-lab and busybox.",
+)
+
+
 @lab.command()
 @click.option("--hosts", default=3, show_default=True, type=click.IntRange(1, 20), help="How many hosts.")
+@_executor
 @click.pass_context
-def up(ctx: click.Context, hosts: int) -> None:
-    """Make the hosts, wire them, and start a meshd in each."""
+def up(ctx: click.Context, hosts: int, executor: str) -> None:
+    """Make the hosts, wire them, and start a meshd in each.
+
+    \b
+    Examples:
+      mesh lab up --hosts 3
+      mesh lab up --executor docker
+      mesh lab exec h1 -- mesh service create --name api --image mesh-lab --network web -- python3 /whoami.py
+    """
     with _said():
         made = _lab(ctx)
-        made.up(hosts, tell=_progress)
+        made.up(hosts, tell=_progress, engines=executor == "docker")
     _progress("")
     _print_status(made)
 
@@ -182,8 +199,9 @@ def down(ctx: click.Context) -> None:
 
 @lab.command()
 @click.option("--hosts", default=3, show_default=True, type=click.IntRange(2, 20))
+@_executor
 @click.pass_context
-def demo(ctx: click.Context, hosts: int) -> None:
+def demo(ctx: click.Context, hosts: int, executor: str) -> None:
     """Show the main job end to end, and leave the machine as it was."""
     from mesh.cli.text.table import table
     from mesh.lab.demo import Demo
@@ -193,7 +211,7 @@ def demo(ctx: click.Context, hosts: int) -> None:
     if ctx.meta["lab"] == "lab" and made.exists():
         raise Failure('a lab is up already: "mesh lab down" first', ExitCode.CONFLICT)
     before = snapshot(made.name)
-    show = Demo(made, hosts, click.echo)
+    show = Demo(made, hosts, click.echo, containers=executor == "docker")
     with _said():
         try:
             show.run()

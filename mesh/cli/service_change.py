@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from control.model import Network, Service, ServiceSpec
+from mesh.cli import container
 from mesh.cli.complete import names
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.options import DURATION, NAMED_PORT, NETWORK, PORTS, SIZE, Parsed
@@ -54,6 +55,7 @@ _SPEC: list[Decorator] = [
     click.option("--user", "-u", metavar="NAME|UID[:GROUP]", help="Run as."),
     click.option("--hostname", help="Host name of each task. [<service>.<slot>]"),
     click.option("--rootfs", metavar="DIR", help="Root file system on the node. [the node's own]"),
+    *container.OPTIONS,
     click.option("--endpoint-mode", type=click.Choice(["vip", "dnsrr"]), help="One virtual address, or all. [vip]"),
     click.option(
         "--scheduler",
@@ -158,6 +160,7 @@ def create(session: Session, /, command: Sequence[str], quiet: bool, wait_s: flo
       mesh service create --name agent --mode global -e LEVEL=debug -- /usr/local/bin/agent
       mesh service create --name db --network name=web,alias=store --constraint node.labels.disk==ssd \\
           --limit-memory 512M --restart-condition on-failure -- /opt/db/run
+      mesh service create --name site --image nginx:1.27 --network web --publish 80:80 --mount /srv/site:/usr/share:ro
     """
     flags["env_files"] = _env_files(flags.pop("env_file"))
     spec = new_service(flags, command[1:] if command[:1] == ("--",) else command, os.environ)

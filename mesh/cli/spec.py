@@ -27,6 +27,7 @@ from control.model import (
     ServiceSpec,
     TaskSpec,
 )
+from mesh.cli.container import with_container
 from mesh.cli.text import TextError
 from mesh.cli.text.pairs import Attachment, parse_env, parse_labels
 from mesh.cli.text.port import parse_publish
@@ -164,6 +165,7 @@ def with_fields(spec: ServiceSpec, flags: Flags) -> ServiceSpec:
     for flag, path in FIELDS.items():
         if flags.get(flag) is not None:
             spec = _with(spec, path.split("."), flags[flag], "--" + flag.replace("_", "-"))
+    spec = with_container(spec, flags)
     return replace(spec, task=replace(spec.task, health=with_health(spec.task.health, flags)))
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mesh.lab.image import LAB_IMAGE, PYTHON, SERVER
 from mesh.lab.lab import CLIENT, Lab
 
 REPLICAS = 4
@@ -55,16 +56,21 @@ class Row:
 
 @dataclass(slots=True)
 class Demo:
-    """One run of `hosts` hosts (at least 2). `say` prints; `rows` becomes the summary."""
+    """One run of `hosts` hosts (at least 2). `say` prints; `rows` becomes the summary.
+
+    With `containers` each host has a Docker Engine, and the services are of containers.
+    """
 
     lab: Lab
     hosts: int
     say: Callable[[str], None]
+    containers: bool = False
     rows: list[Row] = field(default_factory=list)
 
     def run(self) -> None:
         """All steps in order. Raises DemoError, LabError."""
-        self._step("lab", "hosts as namespaces, each with a meshd", self._bring_up)
+        each = "a meshd and a Docker Engine" if self.containers else "a meshd"
+        self._step("lab", f"hosts as namespaces, each with {each}", self._bring_up)
         self._step("cluster", "one manager, the others join it", self._make_cluster)
         self._step("services", "a network, a service of four tasks, a client", self._make_services)
         self._step("inside", "from a container: the name, the VIP, every host", self._ask_inside)
@@ -81,7 +87,7 @@ class Demo:
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def _bring_up(self) -> str:
-        self.lab.up(self.hosts)
+        self.lab.up(self.hosts, engines=self.containers)
         for row in self.lab.status():
             self.say(f"  {row.name:8}{row.address:16}{row.state} {row.daemon}")
         return f"{self.hosts} hosts, 1 outside client ({self.lab.address(CLIENT)})"
@@ -101,12 +107,11 @@ class Demo:
         self._show(first, "network", "create", "web")
         self._show(
             first, "service", "create", "-d", "--name", "api", "--replicas", str(REPLICAS), "--network", "web",
-            "--publish", f"{PUBLISHED}:80", "--restart-delay", "1s", "--",
-            sys.executable, "-m", "mesh.lab.whoami", "--port", "80",
+            "--publish", f"{PUBLISHED}:80", "--restart-delay", "1s", *self._kind(), "--", *self._server(),
         )  # fmt: skip
         self._show(
             first, "service", "create", "-d", "--name", "client", "--network", "web",
-            "--constraint", f"node.hostname!={last}", "--", "sleep", "infinity",
+            "--constraint", f"node.hostname!={last}", *self._kind(), "--", "sleep", "infinity",
         )  # fmt: skip
         self._until("all tasks run", lambda: len(self._tasks("api")) == REPLICAS and len(self._tasks("client")) == 1)
         self._until("all tasks answer", lambda: all(self._answers(t) for t in self._tasks("api")))
@@ -183,6 +188,16 @@ class Demo:
         )
 
     # --- what steps are made of -------------------------------------------------------------------------------------
+
+    def _kind(self) -> tuple[str, ...]:
+        """Options that make tasks containers; with an init, which ends when it is told to."""
+        return ("--image", LAB_IMAGE, "--init") if self.containers else ()
+
+    def _server(self) -> tuple[str, ...]:
+        """The command of the web server."""
+        if self.containers:
+            return (PYTHON, "-I", "-S", SERVER, "--port", "80")
+        return (sys.executable, "-m", "mesh.lab.whoami", "--port", "80")
 
     def _names(self) -> list[str]:
         return [f"h{i}" for i in range(1, self.hosts + 1)]

@@ -1,4 +1,4 @@
-"""A daemon that runs one container from beginning to end and is killed at one step: `docker_crasher.py DIR SOCKET STEP`.
+"""A daemon that runs one container to its end and is killed at one step: `docker_crasher.py DIRECTORY SOCKET STEP`.
 
 A step is a request to the engine, or what makes a task prepared, started or removed, as Python's audit events tell.
 Prints the name of the last step, and "whole" when STEP is more than there are.
