@@ -94,8 +94,7 @@ class Nftables:
                 step = _from_what_is_held(held, known.book, turn)
             else:
                 step = _by_change(known, change, turn)
-            addresses = known.book.addresses.keys() | ingress.uplink_addresses(router)
-            return ingress.router_table(router, addresses) + maps.table(step.chains), maps.edits(
+            return ingress.router_table(router, known.book.elements) + maps.table(step.chains), maps.edits(
                 step.before, step.after
             )
 

@@ -1,19 +1,22 @@
 """The services of a router as they were last seen, and what a new list of them changes. Pure.
 
-A plan comes as a whole, however small the change. What is equal at both ends of the old and the new list is passed over
-(at once where the values are the same objects), so that all further work is that of the change, whatever the number of
-services.
+A plan comes as a whole, however small the change, and often with all its values made anew. So the values are
+compared once (`recycled`, a microsecond per service), and from there on what is equal is the same object: what the old
+and the new list have in common at both ends is passed over at once, and all further work is that of the change.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress, count
+from operator import is_not
 from typing import TypeVar
 
 from mesh.vip import maps
-from mesh.vip.maps import ServiceKey
+from mesh.vip.maps import ServiceKey, is_ipv6
 from mesh.vip.plan import Scheduler, VirtualService
+from mesh.vip.rules import Key
 
 T = TypeVar("T")
 Services = tuple[VirtualService, ...]
@@ -37,6 +40,8 @@ class Book:
     addresses: Counter[int] = field(default_factory=Counter)  # never 0
     schedulers: Counter[Scheduler] = field(default_factory=Counter)
     idles_s: Counter[float] = field(default_factory=Counter)
+    # `addresses` as elements of a set, those of IPv4 and those of IPv6.
+    elements: tuple[dict[Key, Key], dict[Key, Key]] = field(default_factory=lambda: ({}, {}))
 
     def service(self, key: ServiceKey) -> VirtualService | None:
         """What the services of one key amount to."""
@@ -77,7 +82,13 @@ class Book:
         return key
 
     def _count(self, one: VirtualService, step: int) -> None:
-        _step(self.addresses, int(one.address), step)
+        address = int(one.address)
+        _step(self.addresses, address, step)
+        elements = self.elements[is_ipv6(address)]
+        if address in self.addresses:
+            elements[address,] = ()
+        else:
+            del elements[address,]
         _step(self.schedulers, one.scheduler, step)
         _step(self.idles_s, one.idle_s, step)
 
@@ -88,23 +99,27 @@ def _step(of: Counter[T], what: T, step: int) -> None:
         del of[what]
 
 
+def recycled(old: Services, new: Services) -> Services:
+    """The new list, with the old values where they are equal to the new ones."""
+    if len(old) == len(new):
+        return tuple(was if was is one or was == one else one for was, one in zip(old, new, strict=True))
+    known = {(int(one.address), one.protocol, one.port): one for one in old}
+    before = (known.get((int(one.address), one.protocol, one.port)) for one in new)
+    return tuple(was if was is not None and was == one else one for was, one in zip(before, new, strict=True))
+
+
 def _difference(old: Services, new: Services) -> tuple[list[VirtualService], list[VirtualService]]:
     """(what is gone, what is new), each in its order."""
-    start, shorter = 0, min(len(old), len(new))
-    while start < shorter and _same(old[start], new[start]):
-        start += 1
-    end = 0
-    while end < shorter - start and _same(old[-1 - end], new[-1 - end]):
-        end += 1
+    shorter = min(len(old), len(new))
+    start = next(compress(count(), map(is_not, old, new)), shorter)
+    end = next(compress(count(), map(is_not, reversed(old), reversed(new))), shorter)
+    end = min(end, shorter - start)
     gone, come = old[start : len(old) - end], new[start : len(new) - end]
     if len(gone) != len(come):
         return list(gone), list(come)
-    pairs = [(before, after) for before, after in zip(gone, come, strict=True) if not _same(before, after)]
+    pairs = [(before, after) for before, after in zip(gone, come, strict=True) if before is not after]
+    pairs = [(before, after) for before, after in pairs if before != after]
     return [before for before, _ in pairs], [after for _, after in pairs]
-
-
-def _same(one: VirtualService, other: VirtualService) -> bool:
-    return one is other or one == other
 
 
 def longest_idle_s(book: Book, otherwise_s: float) -> float:

@@ -24,7 +24,7 @@ asked and not harmed, it hears of no new connection while the port is published.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mesh.vip.maps import PROTOCOL_NUMBER, as_address, is_ipv6
@@ -85,6 +85,10 @@ _REFUSED = Chain(
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
+# Addresses as elements of a set, those of IPv4 and those of IPv6.
+Served = tuple[Mapping[Key, Key], Mapping[Key, Key]]
+
+
 def uplink_addresses(router: RouterPlan) -> frozenset[int]:
     """The router's own addresses towards the host."""
     return frozenset(int(one) for one in (router.uplink_address, router.uplink_address6) if one is not None)
@@ -95,8 +99,16 @@ def service_addresses(router: RouterPlan) -> frozenset[int]:
     return uplink_addresses(router) | {int(s.address) for s in router.services}
 
 
-def router_table(router: RouterPlan, addresses: Collection[int] | None = None) -> Table:
-    """The router's table but for the balancing. `addresses` are its `service_addresses`, where they are known."""
+def as_served(addresses: Iterable[int]) -> Served:
+    """Addresses as elements."""
+    found: tuple[dict[Key, Key], dict[Key, Key]] = ({}, {})
+    for address in addresses:
+        found[is_ipv6(address)][address,] = ()
+    return found
+
+
+def router_table(router: RouterPlan, served: Served | None = None) -> Table:
+    """The router's table but for the balancing. `served` are the addresses of its services, where they are known."""
     up, vxlan = _device(router.uplink_device), _device(router.vxlan_device)
     outside = [f'iifname "{vxlan}" ip saddr != {router.subnet}']
     leaving = [(f"ip saddr . ip daddr @{_HAIRPIN.name} snat ip to {router.gateway}", True)]
@@ -133,11 +145,11 @@ def router_table(router: RouterPlan, addresses: Collection[int] | None = None) -
         Hook("filter", "input", 0),
     )
     leave = Chain("leave", tuple(rule for rule, wanted in leaving if wanted), Hook("nat", "postrouting", 100))
-    ours = service_addresses(router) if addresses is None else addresses
+    four, six = as_served(service_addresses(router) if served is None else uplink_addresses(router))
     tasks = [int(address) for address in router.local_tasks]
     elements: dict[str, dict[Key, Key]] = {
-        _ADDRESSES.name: {(address,): () for address in ours if not is_ipv6(address)},
-        _ADDRESSES6.name: {(address,): () for address in ours if is_ipv6(address)},
+        _ADDRESSES.name: four if served is None else {**served[0], **four},
+        _ADDRESSES6.name: six if served is None else {**served[1], **six},
         _HAIRPIN.name: {(address, address): () for address in tasks if not is_ipv6(address)},
         _HAIRPIN6.name: {(address, address): () for address in tasks if is_ipv6(address)},
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},

@@ -104,12 +104,11 @@ class Ipvs:
         wanted = {service_id(key): ipvs_plan.service(one, turn) for key, one in some.items()}
         held = door.read() if keys is None else {id_: before[id_] for id_ in map(service_id, keys) if id_ in before}
         step = ipvs_plan.difference(held, wanted)
-        addresses = book.addresses.keys() | ingress.uplink_addresses(router)
 
         def table(there: Held | None, news: bool) -> tuple[Table, list[Edit]]:
             concerned = None if news else keys
             elements = ipvs_plan.elements((_services(book, None) if concerned is None else some).values())
-            return ipvs_plan.table(router, addresses), _edits(there, elements, concerned)
+            return ipvs_plan.table(router, book.elements), _edits(there, elements, concerned)
 
         door.do(step.before)
         synced = self._tables.sync(router.netns, namespace, (*ingress.ROUTER_MAPS, *ipvs_plan.MAPS), table)

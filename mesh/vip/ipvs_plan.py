@@ -18,7 +18,7 @@ backend that is deleted (`expire_nodest_conn`). So the table is changed by diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import Final
@@ -210,9 +210,9 @@ def elements(wanted: Iterable[VirtualService]) -> dict[str, dict[Key, Key]]:
     return found
 
 
-def table(router: RouterPlan, addresses: Collection[int]) -> Table:
+def table(router: RouterPlan, served: ingress.Served) -> Table:
     """The router's table with what leads connections to IPVS. The elements of MAPS come as edits."""
-    own = ingress.router_table(router, addresses)
+    own = ingress.router_table(router, served)
     guard = _guard(own)
     sends, refusals, foreign = ["ct state != new accept"], ["ct state != new accept"], ["ct direction original accept"]
     for ip, ours, marks, idle, _ in _families(router):

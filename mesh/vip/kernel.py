@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
-from mesh.vip.book import Book
+from mesh.vip.book import Book, Services, recycled
 from mesh.vip.ingress import RouteOrRule
 from mesh.vip.ipvs import Ipvs, abandon, probe
 from mesh.vip.namespace import Namespace, settle, visit
@@ -59,6 +59,7 @@ class Kernel:
         self.balancer, self.balancer_reason = _choose(self._tables, self._nft, host_netns, demanded)
         self._routers: set[str] = set()
         self._ways: dict[str, _Ways] = {}
+        self._services: dict[str, Services] = {}  # of each router, as last seen
         self._ports: dict[str, Elements] | None = None  # as last applied; None: not yet
 
     def apply(self, plan: VipPlan) -> Report:
@@ -79,6 +80,7 @@ class Kernel:
                 self._attempt(report, f"remove the balancer from {path}", self._empty, path)
             self._routers.discard(path)
             self._ways.pop(path, None)
+            self._services.pop(path, None)
             self.balancer.forget(path)
         if ingress.host_table(plan) is None:
             self._attempt(report, "remove the published ports", self._unpublish)
@@ -101,6 +103,7 @@ class Kernel:
             self._tables.forget(path)
         self._routers.clear()
         self._ways.clear()
+        self._services.clear()
         self._ports = None
 
     # --- routers ----------------------------------------------------------------------------------------------------
@@ -110,6 +113,9 @@ class Kernel:
 
     def _in_router(self, namespace: Namespace, router: RouterPlan, report: Report) -> Counter[str]:
         self._routers.add(router.netns)
+        services = recycled(self._services.get(router.netns, ()), router.services)
+        self._services[router.netns] = services
+        router = replace(router, services=services)
         is_known = router.netns in self._ways
         ways, add, delete = self._difference(namespace, router)
         try:

@@ -166,7 +166,7 @@ def test_only_services_that_take_connections_are_sent_to_ipvs() -> None:
 
 def test_the_router_refuses_only_what_ipvs_has_left() -> None:
     plan = router(vip({0: 1}))
-    table = ipvs_plan.table(plan, ingress.service_addresses(plan))
+    table = ipvs_plan.table(plan, ingress.as_served(ingress.service_addresses(plan)))
     hooks = {chain.name: chain.hook.priority for chain in table.chains if chain.hook is not None}
     assert hooks["guard"] > 99  # where IPVS takes connections in (ip_vs_core.c: NF_IP_PRI_NAT_SRC - 1)
     assert hooks["spare"] < 98
