@@ -253,6 +253,20 @@ def _grow(udp: socket.socket) -> None:
 _SO_RCVBUFFORCE = 33
 
 
+def waiting(sock: socket.socket) -> float:
+    """Which part of a socket's receive buffer is in use; 0 on a kernel that does not tell (before 4.12)."""
+    try:
+        told = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    except OSError:
+        return 0.0
+    used, limit = _MEMINFO.unpack(told)
+    return float(used / limit) if limit else 0.0
+
+
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("=II")  # the first two of its numbers: bytes in the receive buffer, and at most
+
+
 # --- processes ----------------------------------------------------------------------------------------------------
 
 

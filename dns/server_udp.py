@@ -10,8 +10,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dns.fairness import Fairness
-from dns.kernel import BATCH, SLOT, Batch
+from dns.fairness import BEHIND, Fairness
+from dns.kernel import BATCH, SLOT, Batch, waiting
 from dns.recursor import Fetched
 from dns.resolver import Drop, Forward, Resolver, View
 from dns.wire import Query
@@ -81,7 +81,6 @@ class UdpListener:
             if lengths:
                 self._serve(fd, lengths)
             if len(lengths) < BATCH:
-                self.fairness.emptied()
                 return
 
     def _serve(self, fd: int, lengths: list[int]) -> None:
@@ -120,7 +119,7 @@ class UdpListener:
     def _share(self, lengths: list[int]) -> list[int]:
         """Under pressure: mark what is over a client's share."""
         senders = self._batch.senders(len(lengths))
-        over = self.fairness.over(senders, self._clock())
+        over = self.fairness.over(senders, self._clock(), behind=waiting(self.sock) > BEHIND)
         if not over:
             return lengths
         kept = [_OVER if sender in over else length for sender, length in zip(senders, lengths, strict=True)]

@@ -162,19 +162,15 @@ def test_a_client_that_has_sent_all_still_gets_its_answers() -> None:
 
 def test_alone_a_client_may_have_everything() -> None:
     made = Fairness()
-    for i in range(1000):
-        assert not made.over([1] * 50, i / 2000)
-        if i % 5 == 0:
-            made.emptied()
+    assert not any(made.over([1] * 50, i / 2000, behind=False) for i in range(1000))
 
 
 def test_but_not_more_than_can_be_answered() -> None:
     made = Fairness()
-    assert not made.over((fairness.SHARE + 1) * [1], 0.01)
-    assert not made.over([1], 0.01 + fairness.BEHIND_S)
-    assert made.over([1], 0.011 + fairness.BEHIND_S) == {1}
-    made.emptied()
-    assert not made.over([1], 0.012 + fairness.BEHIND_S)
+    assert not made.over((fairness.SHARE + 1) * [1], 0.01, behind=False)
+    assert made.over([1], 0.02, behind=True) == {1}
+    assert not made.over([1], 0.03, behind=False)
+    assert not made.over([1], 0.03 + fairness.WINDOW_S, behind=True)
 
 
 def test_with_others_around_each_gets_its_share() -> None:
@@ -182,24 +178,24 @@ def test_with_others_around_each_gets_its_share() -> None:
     answered: Counter[int] = Counter()
     for _ in range(1000):
         batch = [2] + 19 * [1]
-        over = made.over(batch, 0.01)
+        over = made.over(batch, 0.01, behind=False)
         answered.update(client for client in batch if client not in over)
     assert answered[2] == 1000
     assert fairness.SHARE - 19 < answered[1] <= fairness.SHARE
-    assert not made.over([1], 0.2)
+    assert not made.over([1], 0.2, behind=False)
 
 
 def test_who_was_there_a_moment_ago_counts_as_waiting() -> None:
     """Else the one who storms would have the first part of each window for itself."""
     made = Fairness()
-    made.over([1, 2], 0.0)
-    assert made.over((fairness.SHARE + 1) * [1], fairness.WINDOW_S) == {1}
+    made.over([1, 2], 0.0, behind=False)
+    assert made.over((fairness.SHARE + 1) * [1], fairness.WINDOW_S, behind=False) == {1}
 
 
 def test_counting_is_bounded() -> None:
     made = Fairness()
     for i in range(3 * fairness.CLIENTS_MAX):
-        made.over([i], 0.0)
+        made.over([i], 0.0, behind=False)
     assert len(made._counts) <= fairness.CLIENTS_MAX
 
 

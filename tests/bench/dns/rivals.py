@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("dnsperf", "knot", "nsd", "unbound", "dnsmasq-base", "bind9")
+PACKAGES = ("dnsperf", "knot", "nsd", "unbound", "dnsmasq-base", "bind9", "docker.io")
 ROOT = Path(__file__).resolve().parents[3]
 ZONE = "mesh"
 

@@ -3,7 +3,8 @@
 Server pinned to one core, dnsperf to another; all servers take turns within each round, so that a busy machine hits
 them alike. *CPU µs/query* is the server's own time on the CPU (user and system, all its threads, from schedstat) for
 each question answered: the fair column, since dnsperf itself saturates. Latency is measured at a fixed rate that none
-of them finds hard. Needs root only to install packages (`--install`).
+of them finds hard. Docker's
+resolver needs root, the others only to install packages (`--install`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import embedded
 import rivals
 
 SERVER_CPU, LOAD_CPU = 1, 0
 BASE_PORT = 5400
-LATENCY_RATE = 10_000
+LATENCY_RATE, LATENCY_S = 10_000, 0.5
 QUESTIONS = 20_000
 START_S = 30.0
+# Longer than it takes to ask for everything once.
+WARM_S = 60.0
+DOCKER = "docker"
 
 
 @dataclass
@@ -41,8 +46,8 @@ class Result:
     cpu_us: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
     lost: int = 0
-    p50_us: float = 0.0
-    p99_us: float = 0.0
+    p50_us: list[float] = field(default_factory=list)
+    p99_us: list[float] = field(default_factory=list)
     rss_mib: float = 0.0
 
 
@@ -53,6 +58,8 @@ class Server:
     name: str
     port: int
     pid: int
+    address: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()  # in front of a command that is to ask it
 
 
 def cpu_ns(pid: int) -> int:
@@ -91,6 +98,10 @@ def wait_until_serving(port: int, name: str) -> None:
 @contextlib.contextmanager
 def running(name: str, port: int, count: int, upstream: int | None = None) -> Iterator[Server]:
     """Start a server, pinned; end it afterwards."""
+    if name == DOCKER:
+        with embedded.running([f"{label}.{rivals.ZONE}" for label, _ in rivals.records(count)], SERVER_CPU) as docker:
+            yield Server(name, embedded.PORT, docker.pid, embedded.ADDRESS, docker.inside)
+        return
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as directory:
         zone = rivals.records(count)
         command = rivals.RIVALS[name](Path(directory), port, zone, upstream)
@@ -120,8 +131,8 @@ def changing(port: int, count: int, rate: float) -> Iterator[Server]:
 
 def dnsperf(server: Server, file: Path, seconds: float, *options: str) -> str:
     """Run the load and return what it printed."""
-    argv = ("taskset", "-c", str(LOAD_CPU), "dnsperf", "-s", "127.0.0.1", "-p", str(server.port), "-d", str(file),
-            "-l", str(seconds), "-T1", *options)  # fmt: skip
+    argv = (*server.inside, "taskset", "-c", str(LOAD_CPU), "dnsperf", "-s", server.address, "-p", str(server.port),
+            "-d", str(file), "-l", str(seconds), "-T1", *options)  # fmt: skip
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
@@ -145,10 +156,11 @@ def measure(server: Server, result: Result, file: Path, seconds: float, tcp: boo
 
 def latency(server: Server, result: Result, file: Path) -> None:
     """Percentiles at a fixed rate, from dnsperf's line for each answer."""
-    out = dnsperf(server, file, 1.0, "-c4", "-Q", str(LATENCY_RATE), "-v")
+    out = dnsperf(server, file, LATENCY_S, "-c4", "-Q", str(LATENCY_RATE), "-v")
     took = sorted(float(line.split()[-1]) * 1e6 for line in out.splitlines() if line.startswith("> NOERROR"))
     if took:
-        result.p50_us, result.p99_us = took[len(took) // 2], took[len(took) * 99 // 100]
+        result.p50_us.append(took[len(took) // 2])
+        result.p99_us.append(took[len(took) * 99 // 100])
 
 
 def questions(directory: Path, names: list[str]) -> Path:
@@ -165,78 +177,86 @@ def table(title: str, results: dict[str, Result]) -> None:
         f"\n{title}\n{'server':<28}{'CPU µs/query':>14}{'q/s':>10}{'p50 µs':>9}{'p99 µs':>9}{'RSS MiB':>9}{'lost':>7}"
     )
     for name, r in sorted(results.items(), key=lambda item: statistics.median(item[1].cpu_us)):
+        p50_us, p99_us = (f"{statistics.median(x):.0f}" if x else "-" for x in (r.p50_us, r.p99_us))
         print(
             f"{name:<28}{statistics.median(r.cpu_us):>14.2f}{statistics.median(r.rate):>10.0f}"
-            f"{r.p50_us:>9.0f}{r.p99_us:>9.0f}{r.rss_mib:>9.0f}{r.lost:>7}",
+            f"{p50_us:>9}{p99_us:>9}{r.rss_mib:>9.0f}{r.lost:>7}",
             flush=True,
         )
 
 
-def answering(args: argparse.Namespace, directory: Path, count: int, *, tcp: bool = False) -> dict[str, Result]:
-    """All servers, their own names, in turns."""
-    file = questions(directory, [f"{name}.{rivals.ZONE}" for name, _ in rivals.records(count)])
-    results = {name: Result() for name in args.servers if not (tcp and name == "dnslib")}
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(running(n, BASE_PORT + i, count)) for i, n in enumerate(results)]
+def in_turns(args: argparse.Namespace, servers: list[Server], file: Path, *, tcp: bool = False) -> dict[str, Result]:
+    """Rounds in which each server is measured once: what else the machine does hits them alike."""
+    results = {server.name: Result() for server in servers}
+    for server in servers:
+        dnsperf(server, file, WARM_S, "-n1", "-c4", "-q100")  # all names once: what is kept is what is measured
+    for _ in range(args.rounds):
         for server in servers:
-            dnsperf(server, file, 0.5, "-c4", "-q100")  # warm
-        for _ in range(args.rounds):
-            for server in servers:
-                measure(server, results[server.name], file, args.seconds, tcp)
-        for server in servers:
+            measure(server, results[server.name], file, args.seconds, tcp)
             latency(server, results[server.name], file)
     return results
 
 
+def answering(args: argparse.Namespace, directory: Path, count: int, *, tcp: bool = False) -> dict[str, Result]:
+    """All servers, their own names."""
+    file = questions(directory, [f"{name}.{rivals.ZONE}" for name, _ in rivals.records(count)])
+    absent = {"dnslib"} if tcp else {DOCKER} if count > embedded.NAMES_MAX else set()
+    names = [name for name in args.servers if name not in absent]
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(running(n, BASE_PORT + i, count)) for i, n in enumerate(names)]
+        return in_turns(args, servers, file, tcp=tcp)
+
+
 def while_changing(args: argparse.Namespace, directory: Path, count: int) -> dict[str, Result]:
     """Ours, as it is and while services change."""
-    results: dict[str, Result] = {}
     file = questions(directory, [f"svc{i}" for i in range(count)])
-    for rate in (0.0, 100.0):
-        with changing(BASE_PORT + 40, count, rate) as server:
-            result = results[server.name] = Result()
-            for _ in range(args.rounds):
-                measure(server, result, file, args.seconds, tcp=False)
-            latency(server, result, file)
-    return results
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(changing(BASE_PORT + 40 + i, count, rate)) for i, rate in enumerate((0.0, 100.0))
+        ]
+        return in_turns(args, servers, file)
 
 
 def forwarding(args: argparse.Namespace, directory: Path, count: int) -> dict[str, Result]:
-    """Names of others: each asked for once (cold), then again and again (warm). Our server is upstream of all."""
-    results: dict[str, Result] = {}
-    names = [f"h{i}.example.com" for i in range(count)]
-    upstream_zone = directory / "upstream"
+    """Names of others: in each round new ones (cold), then all of them again (warm). Upstream is ours, too."""
+    names = [f"h{i}.example.com" for i in range(args.rounds * count)]
+    upstream_zone, warm = directory / "upstream", questions(directory, names)
     upstream_zone.write_text("".join(f"{name} A 192.0.2.1\n" for name in names))
-    cold, warm = directory / "cold", questions(directory, names)
-    cold.write_text("".join(f"{name} A\n" for name in names))
     upstream = BASE_PORT + 60
     call = f"serve_records({str(upstream_zone)!r}, '127.0.0.1', {upstream}, ttl_s=3600)"
     argv = ("taskset", "-c", str(LOAD_CPU), sys.executable, "-c", f"from dns.service import serve_records; {call}")
-    with subprocess.Popen(argv, cwd=rivals.ROOT) as process:
+    with subprocess.Popen(argv, cwd=rivals.ROOT) as process, contextlib.ExitStack() as stack:
         try:
             wait_until_serving(upstream, names[0])
-            for i, name in enumerate(n for n in rivals.FORWARDERS if n in args.servers):
-                with running(name, BASE_PORT + 50 + i, 1, upstream) as server:
-                    result = results[f"{name}, cold"] = Result()
-                    before = cpu_ns(server.pid)
-                    out = dnsperf(server, cold, 30, "-n1", "-c4", "-q50")
-                    done = number("Queries completed", out)
-                    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / max(done, 1))
-                    result.rate.append(number("Queries per second", out))
-                    result.lost = int(number("Queries lost", out))
-                    result = results[f"{name}, warm"] = Result()
-                    for _ in range(args.rounds):
-                        measure(server, result, warm, args.seconds, tcp=False)
-                    latency(server, result, warm)
+            servers = [
+                stack.enter_context(running(name, BASE_PORT + 50 + i, 1, upstream))
+                for i, name in enumerate(n for n in rivals.FORWARDERS if n in args.servers)
+            ]
+            results = {f"{server.name}, cold": Result() for server in servers}
+            for number in range(args.rounds):
+                cold = directory / f"cold-{number}"
+                cold.write_text("".join(f"{name} A\n" for name in names[number * count : (number + 1) * count]))
+                for server in servers:
+                    asked_once(server, results[f"{server.name}, cold"], cold)
+            return results | {f"{name}, warm": result for name, result in in_turns(args, servers, warm).items()}
         finally:
             process.terminate()
-    return results
+
+
+def asked_once(server: Server, result: Result, file: Path) -> None:
+    """One round of questions each of which is new."""
+    before = cpu_ns(server.pid)
+    out = dnsperf(server, file, WARM_S, "-n1", "-c4", "-q50")
+    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / max(number("Queries completed", out), 1))
+    result.rate.append(number("Queries per second", out))
+    result.lost += int(number("Queries lost", out))
+    result.rss_mib = max(result.rss_mib, rss_mib(server.pid))
 
 
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--servers", nargs="+", default=list(rivals.RIVALS), choices=list(rivals.RIVALS))
+    parser.add_argument("--servers", nargs="+", default=[*rivals.RIVALS, DOCKER], choices=[*rivals.RIVALS, DOCKER])
     parser.add_argument("--names", nargs="+", type=int, default=[1000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
@@ -246,7 +266,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.install:
         subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *rivals.PACKAGES], check=True)
-    binaries = {"knot": "knotd", "bind9": "named", "ours": "python3", "dnslib": "python3"}
+    binaries = {"knot": "knotd", "bind9": "named", "ours": "python3", "dnslib": "python3",
+                DOCKER: "dockerd"}  # fmt: skip
     args.servers = [n for n in args.servers if shutil.which(binaries.get(n, n)) or print(f"{n} is not installed")]
     kept: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-dns-") as name:
