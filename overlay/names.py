@@ -16,7 +16,7 @@ ROUTE_PROTOCOL = 109
 # Network ids are 25 characters; 12 of base 36 tell networks apart and keep names readable.
 _ID_LENGTH = 12
 # Locally administered, "msh" in ASCII, then the node's number.
-_MAC_PREFIX = "02:6d:73:68"
+MAC_PREFIX = "02:6d:73:68"
 # Link-local addresses leave no host, so they may repeat on every host and network: the upper half for routers by node
 # number, the lower half for uplinks by network.
 _ROUTERS = IPv4Network("169.254.128.0/17")
@@ -77,7 +77,7 @@ def veth_device(address: IPv4Address) -> str:
 
 def router_mac(node_number: int) -> str:
     """MAC of a node's routers on VXLAN, the same on every network."""
-    return f"{_MAC_PREFIX}:{node_number >> 8:02x}:{node_number & 255:02x}"
+    return f"{MAC_PREFIX}:{node_number >> 8:02x}:{node_number & 255:02x}"
 
 
 def router_address(node_number: int) -> IPv4Address:
@@ -98,6 +98,13 @@ def uplink(vni: int) -> Uplink:
     base = _UPLINKS.network_address + 4 * ((vni - FIRST_VNI) % _UPLINK_SLOTS)
     base6 = _PREFIX6.network_address + (vni << 8)
     return Uplink(f"{PREFIX}{vni}", "up0", base + 1, base + 2, 30, base6 + 1, base6 + 2, 126)
+
+
+def is_router_address(packed: bytes) -> bool:
+    """Whether an address (4 or 16 bytes) is one that routers have on VXLAN."""
+    if len(packed) == 4:
+        return IPv4Address(packed) in _ROUTERS
+    return len(packed) == 16 and int(IPv6Address(packed)) >> 64 == (int(_PREFIX6.network_address) >> 64) + 1
 
 
 def is_uplink(device: str) -> bool:

@@ -138,7 +138,7 @@ class Namespace:
         )
 
     def add_veth(self, name: str, peer: str, peer_netns: str, mtu: int, alias: str) -> None:
-        """A veth pair with its other end, `peer`, in another namespace. Without its alias, if this is cut off midway."""
+        """A veth pair whose other end, `peer`, is in another namespace. Cut off midway, it has no alias."""
         with _opened(peer_netns) as descriptor:
             self._route.link(
                 "add", ifname=name, kind="veth", mtu=mtu, peer={"ifname": peer, "net_ns_fd": descriptor, "mtu": mtu}

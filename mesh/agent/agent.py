@@ -21,7 +21,7 @@ from mesh.agent import disk
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
 from mesh.agent.gossip import Gossip, GossipDoor
-from mesh.agent.reconcile import Balancer, NameServer, Outcome, Overlay, Reconciler
+from mesh.agent.reconcile import Balancer, MakeWatch, NameServer, Outcome, Overlay, Reconciler, Unwatched
 from mesh.agent.session import Session
 from mesh.agent.tasks import (
     Action,
@@ -86,6 +86,7 @@ class Doors:
     balancer: Balancer
     name_server: NameServer
     gossip: GossipDoor | None = None
+    watch: MakeWatch = lambda _: Unwatched()
 
 
 class Agent:
@@ -110,7 +111,7 @@ class Agent:
         self.connection = Connection(self.session, identity.managers, self._assigned, random.Random())
         self.tasks = Tasks()
         self.reconciler = Reconciler(
-            doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics
+            doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics, doors.watch
         )
         metrics.table("meshd_dns_total", "What the name server did", lambda: doors.name_server.status().counters)
         self.gossip: Gossip | None = None

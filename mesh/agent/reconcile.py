@@ -7,9 +7,11 @@ changed (debounced), and at least every RESYNC_S, so that what others broke is r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -79,6 +81,29 @@ class Outcome:
     errors: tuple[str, ...]
 
 
+class Watch(Protocol):
+    async def follow(self, routers: Iterable[str]) -> None: ...
+    def quiet(self) -> AbstractContextManager[None]: ...
+    def close(self) -> None: ...
+
+
+class Unwatched:
+    """Where there is no kernel to be watched: in tests."""
+
+    async def follow(self, routers: Iterable[str]) -> None:
+        """Nothing to follow."""
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Nothing to be quiet about."""
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+MakeWatch = Callable[[Callable[[], None]], Watch]
+
+
 class Reconciler:
     """Applies the newest plan. `run` lives as long as the daemon; `kick` says that something changed."""
 
@@ -90,8 +115,13 @@ class Reconciler:
         plan: Callable[[], tuple[NodePlan, int]],
         done: Callable[[Outcome], None],
         metrics: Metrics,
+        watch: MakeWatch = lambda _: Unwatched(),
     ) -> None:
-        """`plan` gives the newest plan and the sequence it was made from; `done` hears of each application."""
+        """`plan` gives the newest plan and the sequence it was made from; `done` hears of each application.
+
+        `watch` makes what calls `kick` when others change the kernel.
+        """
+        self._watch = watch(self.kick)
         self._overlay, self._balancer, self._name_server = overlay, balancer, name_server
         self._plan, self._done = plan, done
         self._dirty = asyncio.Event()
@@ -108,23 +138,28 @@ class Reconciler:
         """Apply whenever kicked, and every RESYNC_S."""
         self._dirty.set()
         wait_s = RESYNC_S
-        while True:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._dirty.wait()
-                await asyncio.sleep(DEBOUNCE_S)
-            except TimeoutError:
-                pass
-            self._dirty.clear()
-            outcome = await self.apply_once()
-            wait_s = RETRY_S if outcome.errors else RESYNC_S
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._dirty.wait()
+                    await asyncio.sleep(DEBOUNCE_S)
+                except TimeoutError:
+                    pass
+                self._dirty.clear()
+                outcome = await self.apply_once()
+                wait_s = RETRY_S if outcome.errors else RESYNC_S
+        finally:
+            self._watch.close()
 
     async def apply_once(self) -> Outcome:
         """Apply the newest plan now."""
         plan, sequence = self._plan()
         loop = asyncio.get_running_loop()
         expected = plan != self._last
-        errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected)
+        with self._watch.quiet():
+            errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected)
+        await self._watch.follow(router.netns for router in plan.vip.routers)
         await self._name_server.apply(plan.dns)
         self._last = plan if not errors else None
         outcome = Outcome(plan, sequence, tuple(errors))

@@ -36,6 +36,7 @@ from mesh.metrics import Metrics
 from mesh.vip.kernel import Kernel as VipKernel
 from mesh.vip.nft import VipError
 from overlay.kernel import Kernel as OverlayKernel
+from overlay.watch import Watch
 
 log = logging.getLogger("meshd")
 
@@ -129,6 +130,7 @@ def _doors(config: Config) -> Doors:
         executor=_executor(config, state),
         overlay=OverlayKernel(netns_dir=config.netns_dir),
         balancer=VipKernel(),
+        watch=lambda changed: Watch(changed, config.netns_dir),
         name_server=NameServer(
             resolv_conf=config.resolv_conf, upstreams=config.dns_upstreams, outlive=Path(config.socket).parent
         ),
