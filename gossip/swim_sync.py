@@ -26,7 +26,7 @@ SEEDS_MAX = 1024  # the oldest give way; the agent joins as many at most, and ma
 LOST_MAX = 4096  # failed members that are looked for again
 JOINS_AT_ONCE = 8
 # Alone, a seed is the only way to anybody: it is tried more often than a failed member.
-ALONE_RETRY_S = 5.0
+ALONE_RETRY_S = 2.0
 ALONE_SEEDS = 3
 # Of all members together about this many try each seed or lost member in an interval: 2,400 would flood one that
 # comes back.
