@@ -172,7 +172,8 @@ class Swim:
         profile = self.config.profile
         self._timers.at(now + profile.gossip_interval_s, self._gossip)
         self._rules.send_accusations(now)
-        if self.udp_blocked and not self._rules.leaving:
+        self._outbox.hold_back = self.udp_blocked and not self._rules.leaving
+        if self._outbox.hold_back:
             self._syncer.carry(now)
         dead_since_s = now - profile.gossip_to_dead_s
 

@@ -31,6 +31,8 @@ class Outbox:
         self.counts: Counter[str] = Counter()
         self.broadcasts = Broadcasts()
         self.transmits: Callable[[], int] = int
+        # While packets lead nowhere the delegate's broadcasts, which are sent a limited number of times, stay out of them.
+        self.hold_back = False
         self._delegate = delegate
         self._compress = compress
         self._out: list[Output] = []
@@ -69,6 +71,8 @@ class Outbox:
     def take(self, room: int) -> list[bytes]:
         """Broadcasts for one packet; they count as sent once."""
         taken = self.broadcasts.take(PART_OVERHEAD, room, self.transmits()) if len(self.broadcasts) else []
+        if self.hold_back:
+            return taken
         room -= sum(map(len, taken)) + PART_OVERHEAD * len(taken)
         taken += [b"\x08" + message for message in self._delegate.broadcasts(PART_OVERHEAD + 1, room)]
         return taken[: COMPOUND_MAX - 2]  # beside at most two messages; no 250 fit anyway
