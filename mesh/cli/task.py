@@ -162,16 +162,39 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
     from mesh.cli.logs import copy_log
 
     client = session.client()
-    root = Path(state_dir or _configured_state_dir()) / "tasks"
-    directory = root / _task_with_log(client, name, root)
+    state = Path(state_dir or _configured_state_dir())
+    task_id = _task_with_log(client, name, state)
     session.close()
+    if (state / "containers" / task_id).is_dir():
+        _print_container_log(state, task_id, tail=tail, follow=follow)
+        return
+    directory = state / "tasks" / task_id
     try:
         copy_log(directory, sys.stdout.buffer, tail=tail, follow=follow, sleep=session.sleep)
     except OSError as error:
         raise Failure(f'cannot read the log of task "{name}": {error.filename}: {error.strerror}') from error
 
 
-def _task_with_log(client: Client, name: str, root: Path) -> str:
+def _print_container_log(state: Path, task_id: str, *, tail: int | None, follow: bool) -> None:
+    """What the engine has of a container. Raises Failure."""
+    from mesh.executor.docker.engine import Engine, local_socket
+    from mesh.executor.docker.executor import container_of
+    from mesh.executor.protocol import ExecutorError
+
+    try:
+        container = container_of(state, task_id)
+        if container is None:
+            raise Failure(f"task {task_id} has no container any more", ExitCode.NOT_FOUND)
+        for piece in Engine(local_socket(os.environ)).logs(container, tail=tail, follow=follow):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+    except PermissionError as error:
+        raise Failure(f"not allowed to read {error}: only root is", ExitCode.REFUSED) from error
+    except ExecutorError as error:
+        raise Failure(str(error)) from error
+
+
+def _task_with_log(client: Client, name: str, state: Path) -> str:
     """The id of a task of this node, also one that has ended but is still there."""
     try:
         task_id, _ = client.task_process(name)
@@ -180,11 +203,11 @@ def _task_with_log(client: Client, name: str, root: Path) -> str:
             raise
         task_id = client.get(Task, name).id
     try:
-        if (root / task_id).is_dir():
+        if any((state / kind / task_id).is_dir() for kind in ("tasks", "containers")):
             return task_id
     except PermissionError as error:
-        raise Failure(f"not allowed to read {root}: only root is", ExitCode.REFUSED) from error
-    raise _elsewhere(client, name) or Failure(f'task "{name}" has no log in {root}', ExitCode.NOT_FOUND)
+        raise Failure(f"not allowed to read {state / 'tasks'}: only root is", ExitCode.REFUSED) from error
+    raise _elsewhere(client, name) or Failure(f'task "{name}" has no log in {state / "tasks"}', ExitCode.NOT_FOUND)
 
 
 def _configured_state_dir() -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import requests
 from docker import APIClient
@@ -78,6 +78,17 @@ class Engine:
                 return _too_old(str(client.version(api_version=False).get("ApiVersion", "0.0")))
         except (DockerException, requests.RequestException, OSError, ValueError) as error:
             return f"no Docker Engine answers at {self.socket}: {_reason(error)}"
+
+    def logs(self, container: str, *, tail: int | None, follow: bool) -> Iterator[bytes]:
+        """What a container has printed, as pieces; with `follow` until it ends. Blocking; raises ExecutorError."""
+        try:
+            with APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=None) as client:
+                lines: int | Literal["all"] = "all" if tail is None else tail
+                yield from client.logs(container, stdout=True, stderr=True, stream=True, follow=follow, tail=lines)
+        except APIError as error:
+            raise EngineRefused(f"the Docker Engine cannot show the log: {_reason(error)}", 0) from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise EngineAway(f"no Docker Engine answers at {self.socket}: {_reason(error)}") from error
 
     async def image(self, reference: str) -> Image | None:
         """An image that the engine has."""

@@ -304,11 +304,13 @@ class DockerExecutor:
         """Containers of ours whose tasks are not known here any more."""
         try:
             for container, name, labels in await self.engine.owned(self._owner):
-                if labels.get(plan.TASK_LABEL) not in known:
+                task_id = labels.get(plan.TASK_LABEL, "")
+                if task_id not in known:
                     log.warning("removing a container of a task that is gone", extra={"container": name})
                     await self.engine.remove(container)
-        except (EngineAway, EngineRefused) as error:
-            log.warning("cannot look for containers of tasks that are gone", extra={"error": str(error)})
+                    await asyncio.to_thread(netns.remove, self._netns(task_id))
+        except (EngineAway, EngineRefused, OSError) as error:
+            log.warning("cannot remove containers of tasks that are gone", extra={"error": str(error)})
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -348,6 +350,14 @@ class DockerExecutor:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def container_of(state_dir: Path, task_id: str) -> str | None:
+    """The name of a task's container in `docker ps`; None when the task is none. Raises PermissionError."""
+    record = records.read(str(state_dir / "containers" / task_id / "container.json"))
+    if record is None and (state_dir / "containers" / task_id).is_dir():
+        raise PermissionError(f"{state_dir}/containers/{task_id}")
+    return str(record["name"]) if record is not None else None
 
 
 def _spec(launch: Launch) -> ContainerSpec:

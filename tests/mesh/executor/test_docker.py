@@ -266,6 +266,7 @@ async def test_containers_of_tasks_that_are_gone_are_removed_at_start(
     assert len(await executor.engine.owned(executor._owner)) == 1
     assert await executor.adopt() == []
     assert await executor.engine.owned(executor._owner) == []
+    assert list((tmp_path / "netns").iterdir()) == []
     await waiting
 
 
