@@ -25,6 +25,13 @@ from mesh.vip.tables import Tables
 # How long a TCP connection may be silent before it is forgotten, in the namespace of the running thread.
 _IDLE = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
 
+# Backends that answer connections, as numbers. None: all there are.
+Answerers = frozenset[int] | None
+NOBODY: frozenset[int] = frozenset()
+# So many the kernel is asked for one by one: each question walks its table, and to read all of a router's connections
+# takes as long as a few such walks when they are some thousands.
+_MAX_ASKED = 4
+
 
 class Balancer(Protocol):
     """A back end. It is called inside the router's namespace; errors are OSError or VipError."""
@@ -74,9 +81,9 @@ class Nftables:
         self._tables = tables
         self._nft = nft
         self._routers: dict[str, _Router] = {}
-        # Routers to look at once more: a packet may have slipped through to a removed backend while its connections
-        # were ended, or the look failed.
-        self._recheck: set[str] = set()
+        # Backends whose connections are to be looked at once more, by router: a packet may have slipped through to one
+        # while its connections were ended, or the look failed.
+        self._recheck: dict[str, Answerers] = {}
 
     def sync(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
         """See `Balancer`. Raises Reservation when all is done, but by another scheduler than asked for."""
@@ -108,16 +115,19 @@ class Nftables:
 
     def _end(self, namespace: Namespace, path: str, router: _Router, step: _Step, news: bool) -> Counter[str]:
         """End connections to backends that are gone, and send their clients elsewhere."""
-        lost = news or _lost_a_backend(step.before, step.after)
+        lost = None if news else _lost_backends(step.before, step.after)
         changes: Counter[str] = Counter()
         if news or any(group.keep is not None for group in (*step.before.values(), *step.after.values())):
             changes["vip client"] = self._forget_clients(namespace, path, router.groups)
-        if not lost and path not in self._recheck:
+        again = lost == NOBODY and not step.before and not step.after  # a repetition, which is in no hurry
+        if lost != NOBODY:
+            self._recheck[path] = both(lost, self._recheck.get(path, NOBODY))
+        elif not again or path not in self._recheck:
             return +changes
-        self._recheck.add(path)
-        ended = end_connections(namespace, stale.in_router(router.book.service), translated_only=not news)
-        if not lost and not ended:
-            self._recheck.discard(path)
+        is_stale = stale.in_router(router.book.service)
+        ended = end_connections(namespace, is_stale, not news, self._recheck[path])
+        if again and not ended:
+            del self._recheck[path]
         changes["vip connection"] = ended
         return changes
 
@@ -164,7 +174,7 @@ class Nftables:
     def forget(self, path: str) -> None:
         """See `Balancer`."""
         self._routers.pop(path, None)
-        self._recheck.discard(path)
+        self._recheck.pop(path, None)
         self._tables.forget(path)
 
 
@@ -194,18 +204,28 @@ def _take_over(router: _Router, step: _Step, whole: bool) -> None:
     router.chains = step.chains
 
 
-def end_connections(namespace: Namespace, is_stale: stale.Judge, translated_only: bool) -> int:
-    """Stop tracking what is stale; returns how many there were."""
-    return namespace.forget([one for one in namespace.connections(translated_only) if is_stale(one)])
+def end_connections(
+    namespace: Namespace, is_stale: stale.Judge, translated_only: bool, answerers: Answerers = None
+) -> int:
+    """Stop tracking what is stale, among what `answerers` answer; returns how many there were."""
+    return namespace.forget([one for one in namespace.connections(translated_only, answerers) if is_stale(one)])
 
 
-def _lost_a_backend(before: Mapping[ServiceKey, Group], after: Mapping[ServiceKey, Group]) -> bool:
-    """Whether a backend is no longer there, not even to drain."""
-    return any(
-        _members(old) - (_members(after[key]) if key in after else frozenset())
-        for key, old in before.items()
-        if old is not after.get(key)
-    )
+def both(some: Answerers, more: Answerers) -> Answerers:
+    """All of both."""
+    if some is None or more is None or len(some | more) > _MAX_ASKED:
+        return None
+    return some | more
+
+
+def _lost_backends(before: Mapping[ServiceKey, Group], after: Mapping[ServiceKey, Group]) -> Answerers:
+    """The backends that are no longer there, not even to drain."""
+    lost: Answerers = NOBODY
+    for key, old in before.items():
+        if old is not after.get(key):
+            gone = _members(old) - (_members(after[key]) if key in after else frozenset())
+            lost = both(lost, frozenset(address for address, _ in gone))
+    return lost
 
 
 def _members(group: Group) -> frozenset[tuple[int, int | None]]:

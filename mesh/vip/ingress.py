@@ -99,7 +99,7 @@ def service_addresses(router: RouterPlan) -> frozenset[int]:
     return uplink_addresses(router) | {int(s.address) for s in router.services}
 
 
-def as_served(addresses: Iterable[int]) -> Served:
+def as_served(addresses: Iterable[int]) -> tuple[dict[Key, Key], dict[Key, Key]]:
     """Addresses as elements."""
     found: tuple[dict[Key, Key], dict[Key, Key]] = ({}, {})
     for address in addresses:

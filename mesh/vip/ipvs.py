@@ -19,9 +19,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.vip import ingress, ipvs_plan, ipvs_wire, maps, rules, stale
-from mesh.vip.balancer import end_connections
+from mesh.vip.balancer import NOBODY, Answerers, both, end_connections
 from mesh.vip.book import Book, longest_idle_s
-from mesh.vip.ipvs_plan import Difference, Operation, Service, ServiceId, service_id
+from mesh.vip.ipvs_plan import Difference, Operation, Service, ServiceId, Services, service_id
 from mesh.vip.ipvs_wire import Command
 from mesh.vip.maps import ServiceKey
 from mesh.vip.namespace import Namespace, Netlink, visit
@@ -62,8 +62,8 @@ class Ipvs:
         self._tables = tables
         self._family = family
         self._routers: dict[str, _Router] = {}
-        # Routers whose stale connections are still to be ended, because the last attempt failed.
-        self._recheck: set[str] = set()
+        # Backends whose connections are still to be ended, by router, because the last attempt failed.
+        self._recheck: dict[str, Answerers] = {}
 
     def sync(self, namespace: Namespace, router: RouterPlan) -> Counter[str]:
         """See `Balancer`. Raises Reservation when all is done but for services whose marks meet."""
@@ -76,18 +76,19 @@ class Ipvs:
         with Door(self._family) as door:
             changes = door.tune(math.ceil(longest_idle_s(known.book, DEFAULT_IDLE_S)))
             try:
-                synced, step = self._step(namespace, router, known, door, None if fresh else change.keys)
+                synced, step, gone = self._step(namespace, router, known, door, None if fresh else change.keys)
             except OSError:
                 if fresh:
                     raise
                 # It was not as it was left: read it.
-                synced, step = self._step(namespace, router, known, door, None)
+                synced, step, gone = self._step(namespace, router, known, door, None)
         self._routers[path] = known
         changes += Counter({"vip service": len(step.before) + len(step.after)}) + synced.changes
-        if synced.news or step.after or path in self._recheck:
-            self._recheck.add(path)
-            ended = end_connections(namespace, stale.in_router(known.book.service), translated_only=False)
-            self._recheck.discard(path)
+        lost = None if synced.news else gone
+        if lost != NOBODY or path in self._recheck:
+            self._recheck[path] = answerers = both(lost, self._recheck.get(path, NOBODY))
+            ended = end_connections(namespace, stale.in_router(known.book.service), False, answerers)
+            del self._recheck[path]
             changes += Counter({"vip connection": ended})
         if meeting:
             raise Reservation([_complaint(key) for key in sorted(meeting)], changes)
@@ -95,15 +96,18 @@ class Ipvs:
 
     def _step(
         self, namespace: Namespace, router: RouterPlan, known: _Router, door: Door, keys: frozenset[ServiceKey] | None
-    ) -> tuple[Synced, Difference]:
-        """Change what concerns the services of some keys; None: read what is there, and change whatever differs."""
+    ) -> tuple[Synced, Difference, Answerers]:
+        """Change what concerns the services of some keys; None: read what is there, and change whatever differs.
+
+        Returns the backends that went, besides.
+        """
         book, before = known.book, known.services
         # All nodes but this one: a number that differs from node to node by one.
         turn = sum(back.node_number for back in router.return_paths)
         some = _services(book, keys)
         wanted = {service_id(key): ipvs_plan.service(one, turn) for key, one in some.items()}
         held = door.read() if keys is None else {id_: before[id_] for id_ in map(service_id, keys) if id_ in before}
-        step = ipvs_plan.difference(held, wanted)
+        step, gone = ipvs_plan.difference(held, wanted), _lost_backends(held, wanted)
 
         def table(there: Held | None, news: bool) -> tuple[Table, list[Edit]]:
             concerned = None if news else keys
@@ -119,7 +123,7 @@ class Ipvs:
             for id_ in held:
                 del before[id_]
             before.update(wanted)
-        return synced, step
+        return synced, step, gone
 
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """See `Balancer`."""
@@ -155,7 +159,7 @@ class Ipvs:
     def forget(self, path: str) -> None:
         """See `Balancer`."""
         self._routers.pop(path, None)
-        self._recheck.discard(path)
+        self._recheck.pop(path, None)
         self._tables.forget(path)
 
 
@@ -166,6 +170,16 @@ def _services(book: Book, keys: Collection[ServiceKey] | None) -> dict[ServiceKe
         return {key: one for key, one in book.merged().items() if key not in meeting}
     found = ((key, book.service(key)) for key in keys)
     return {key: one for key, one in found if one is not None}
+
+
+def _lost_backends(held: Services, wanted: Services) -> Answerers:
+    """The backends that are no longer there, not even to drain."""
+    lost: Answerers = NOBODY
+    for id_, one in held.items():
+        left = wanted[id_].weights if id_ in wanted else {}
+        gone = frozenset(int.from_bytes(each.address, "big") for each in one.weights if each not in left)
+        lost = both(lost, gone)
+    return lost
 
 
 def _complaint(key: ServiceKey) -> str:

@@ -30,6 +30,7 @@ from mesh.vip.ingress import (
     RouteOrRule,
     SkipRule,
 )
+from mesh.vip.maps import is_ipv6
 from mesh.vip.rules import LENGTH_BYTES, TABLE, Atom, HeldChain, Hook, Key, Kind, Map, Shape, padded
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
@@ -246,6 +247,7 @@ def _field(kind: Kind, data: bytes) -> Atom:
 STATUS_TRANSLATED = 1 << 5  # IPS_DST_NAT
 _CTA_IP_SRC, _CTA_IP_DST = {AF_INET: 1, AF_INET6: 3}, {AF_INET: 2, AF_INET6: 4}
 _CTA_ORIGINAL, _CTA_REPLY, _CTA_STATUS, _CTA_ID, _CTA_STATUS_MASK = 1, 2, 3, 12, 26
+_CTA_FILTER, _CTA_FILTER_REPLY, _FILTER_SOURCE, _CTA_TUPLE_IP = 25, 2, 1, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,17 @@ def of_connections(translated_only: bool) -> bytes:
         return nf_request(family=AF_UNSPEC)
     status = _BE32.pack(STATUS_TRANSLATED)
     return nf_request(attribute(_CTA_STATUS, status), attribute(_CTA_STATUS_MASK, status), family=AF_UNSPEC)
+
+
+def of_connections_answered_by(address: int) -> bytes:
+    """Payload that asks for the connections that an address answers (of older kernels than 5.8: all of its family)."""
+    family = AF_INET6 if is_ipv6(address) else AF_INET
+    source = attribute(_CTA_IP_SRC[family], address.to_bytes(16 if family == AF_INET6 else 4, "big"))
+    return nf_request(
+        attribute(_CTA_REPLY | _NESTED, attribute(_CTA_TUPLE_IP | _NESTED, source)),
+        attribute(_CTA_FILTER | _NESTED, attribute(_CTA_FILTER_REPLY, struct.pack("=I", _FILTER_SOURCE))),
+        family=family,
+    )
 
 
 def connection(payload: bytes) -> Connection:

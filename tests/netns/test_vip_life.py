@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from mesh.vip.kernel import Kernel
+from mesh.vip.namespace import visit
 from tests.netns.vip_lab import TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
 
 pytestmark = pytest.mark.root
@@ -288,3 +289,17 @@ def test_a_fresh_kernel_changes_nothing_and_open_connections_live(lab: Lab) -> N
             for report in (fresh.apply(lab.plan(host)), fresh.prune(lab.plan(host)), fresh.apply(lab.plan(host))):
                 assert (dict(report.changes), report.errors) == ({}, [])
         assert [talk(one).task for one in (inside, outside, flow)] == before
+
+
+def test_of_one_backend_the_kernel_is_asked_for_its_connections_only(lab: Lab) -> None:
+    web, router = lab.nets["web"], lab.router(lab.hosts[2])
+    for _ in range(4):
+        ask(lab.netns("client3"), web.vip)
+    asked = int(lab.address("web1"))
+
+    def answerers(some: list[int] | None) -> set[int]:
+        return visit(router, lambda namespace: {one.answerer for one in namespace.connections(True, some)})
+
+    assert answerers([asked]) == {asked}
+    assert answerers([]) == set()
+    assert answerers(None) >= {int(lab.address(name)) for name in ("web1", "web2")}

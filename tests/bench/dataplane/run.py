@@ -136,7 +136,7 @@ def programming(lab: Lab) -> None:
             for turn in range(2 * ROUNDS):
                 weight = weights[turn % 2]
                 rest = many[7].backends[1:]
-                first = () if weight is None else (replace(many[7].backends[0], weight=weight),)
+                first = () if weight is None else (many[7].backends[0]._replace(weight=weight),)
                 changed = (*many[:7], replace(many[7], backends=(*first, *rest)), *many[8:])
                 plan = lab.with_services(host, changed)
                 took.append(timed(lambda k=kernel, p=plan: k.apply(p)))

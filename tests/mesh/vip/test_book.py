@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.vip import maps
-from mesh.vip.book import Book, longest_idle_s
+from mesh.vip.book import Book, longest_idle_s, recycled
 from mesh.vip.plan import Backend, VirtualService
 
 BASE = IPv4Address("10.1.0.200")
@@ -67,3 +68,32 @@ def test_maglev_spreads_evenly_and_moves_few_when_a_backend_goes() -> None:
     assert moved < maps.MAGLEV_SLOTS // 10
     assert maps.maglev({}) == []
     assert maps.maglev({(1,): 3, (2,): 1}).count((1,)) in range(760, 772)
+
+
+@given(old=_services, new=_services)
+@settings(max_examples=100, deadline=None)
+def test_equal_values_are_the_old_ones_again(old: tuple[VirtualService, ...], new: tuple[VirtualService, ...]) -> None:
+    again = recycled(old, new)
+    assert again == new
+    alike = tuple(replace(one) for one in old)
+    assert all(one is before for one, before in zip(recycled(old, alike), old, strict=True))
+
+
+def test_equal_values_are_found_behind_a_service_that_came() -> None:
+    old = tuple(VirtualService(BASE + n, None, None, None, (Backend(BASE + 100),)) for n in range(20))
+    alike = tuple(replace(one) for one in old)
+    newcomer = VirtualService(BASE + 50, None, None, None, ())
+    again = recycled(old, (alike[0], newcomer, *alike[1:]))
+    assert again[1] is newcomer
+    assert all(one is before for one, before in zip((again[0], *again[2:]), old, strict=True))
+
+
+def test_the_addresses_of_both_families_are_kept_as_elements() -> None:
+    book, six = Book(), IPv6Address("fd00::7")
+    some = tuple(VirtualService(one, None, None, None, ()) for one in (BASE, six))
+    book.update((*some, VirtualService(BASE, "tcp", 80, 80, ())))
+    assert book.elements == ({(int(BASE),): ()}, {(int(six),): ()})
+    book.update(some[:1])
+    assert book.elements == ({(int(BASE),): ()}, {})
+    book.update(())
+    assert book.elements == ({}, {})
