@@ -37,6 +37,7 @@ AWAY_POLL_S = 0.25
 # A question whether an engine is there, at start.
 ASK_TIMEOUT_S = 3.0
 PROGRESS_PERIOD_S = 5.0
+FOLLOW_TIMEOUT_S = 7 * 86400  # a container that prints nothing is no engine that is away
 ERROR_MAX = 300  # characters of the engine's own words that a user is shown
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class Engine:
     def logs(self, container: str, *, tail: int | None, follow: bool) -> Iterator[bytes]:
         """What a container has printed, as pieces; with `follow` until it ends. Blocking; raises ExecutorError."""
         try:
-            with APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=None) as client:
+            with APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=FOLLOW_TIMEOUT_S) as client:
                 lines: int | Literal["all"] = "all" if tail is None else tail
                 yield from client.logs(container, stdout=True, stderr=True, stream=True, follow=follow, tail=lines)
         except APIError as error:
