@@ -119,9 +119,10 @@ class Applied(_Message, frozen=True):
 
 
 class Stats(_Message, frozen=True):
-    """Counters since the process began, and a sign of life."""
+    """Numbers for metrics, and a sign of life."""
 
-    values: dict[str, int]
+    counters: dict[str, int]  # since the process began
+    levels: dict[str, int]  # as of now
     upstreams: tuple[str, ...]
 
 

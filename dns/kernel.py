@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 from dns.wire import UDP_MAX
@@ -253,18 +254,26 @@ def _grow(udp: socket.socket) -> None:
 _SO_RCVBUFFORCE = 33
 
 
-def waiting(sock: socket.socket) -> float:
-    """Which part of a socket's receive buffer is in use; 0 on a kernel that does not tell (before 4.12)."""
+@dataclass(frozen=True, slots=True)
+class Buffered:
+    """A socket's receive buffer."""
+
+    part: float  # of it that is in use
+    lost: int  # datagrams, since the socket was made, for which there was no room
+
+
+def buffered(sock: socket.socket) -> Buffered:
+    """How full a socket's receive buffer is. All zero on a kernel that does not tell (before 4.12)."""
     try:
         told = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
     except OSError:
-        return 0.0
-    used, limit = _MEMINFO.unpack(told)
-    return float(used / limit) if limit else 0.0
+        return Buffered(0.0, 0)
+    used, limit, *_, lost = _MEMINFO.unpack(told)
+    return Buffered(used / limit if limit else 0.0, lost)
 
 
 _SO_MEMINFO = 55
-_MEMINFO = struct.Struct("=II")  # the first two of its numbers: bytes in the receive buffer, and at most
+_MEMINFO = struct.Struct("=9I")  # include/uapi/linux/sock_diag.h: used and limit first, drops last
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

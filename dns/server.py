@@ -174,29 +174,35 @@ class Server:
                         raise AssertionError(waiting)
 
     def stats(self) -> feed.Stats:
-        """Counters since the start."""
-        forwarder, cache = self.recursor.forwarder, self.recursor.cache
-        values = {
+        """What was done since the start, and what there is."""
+        forwarder, cache, tcp = self.recursor.forwarder, self.recursor.cache, self._connections.counters
+        sockets = [listener.udp for listener in self._listeners.values()]
+        counters = {
             "queries_udp": self._udp_counters.queries,
             "queries_hot": self._udp_counters.hot,
+            "queries_tcp": tcp.queries,
             "unsent": self._udp_counters.unsent,
-            "queries_tcp": self._connections.counters.queries,
-            "connections": len(self._connections),
-            "connections_refused": self._connections.counters.turned_away,
-            "connections_timed_out": self._connections.counters.timed_out,
-            "over_share": sum(listener.udp.over_share for listener in self._listeners.values()),
+            "lost": sum(kernel.buffered(udp.sock).lost for udp in sockets),
+            "over_share": sum(udp.over_share for udp in sockets),
+            "connections_accepted": tcp.accepted,
+            "connections_refused": tcp.turned_away,
+            "connections_timed_out": tcp.timed_out,
             "forwarded": forwarder.counters.asked,
             "forward_failed": forwarder.counters.failed,
             "forward_forged": forwarder.counters.forged,
             "forward_refused": forwarder.counters.refused,
             "served_stale": self.recursor.served_stale,
+        }
+        counters |= {f"dropped_{reason.replace(' ', '_')}": count for reason, count in self._dropped.items()}
+        levels = {
+            "connections": len(self._connections),
+            "forwarding": len(forwarder),
             "cache_entries": len(cache),
             "cache_bytes": cache.size,
             "names": sum(len(network) for network in self.resolver.zone.networks.values()),
             "listeners": len(self._listeners),
         }
-        values |= {f"dropped_{reason.replace(' ', '_')}": count for reason, count in self._dropped.items()}
-        return feed.Stats(values, tuple(map(str, forwarder.upstreams)))
+        return feed.Stats(counters, levels, tuple(map(str, forwarder.upstreams)))
 
 
 # --- fed by the daemon --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dns.fairness import BEHIND, Fairness
-from dns.kernel import BATCH, SLOT, Batch, waiting
+from dns.kernel import BATCH, SLOT, Batch, buffered
 from dns.recursor import Fetched
 from dns.resolver import Drop, Forward, Resolver, View
 from dns.wire import Query
@@ -119,7 +119,7 @@ class UdpListener:
     def _share(self, lengths: list[int]) -> list[int]:
         """Under pressure: mark what is over a client's share."""
         senders = self._batch.senders(len(lengths))
-        over = self.fairness.over(senders, self._clock(), behind=waiting(self.sock) > BEHIND)
+        over = self.fairness.over(senders, self._clock(), behind=buffered(self.sock).part > BEHIND)
         if not over:
             return lengths
         kept = [_OVER if sender in over else length for sender, length in zip(senders, lengths, strict=True)]

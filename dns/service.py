@@ -69,7 +69,8 @@ class Status:
     listeners: int
     problems: tuple[str, ...]  # sentences about sockets that could not be opened
     upstreams: tuple[str, ...]
-    counters: dict[str, int]  # since the processes began, added up
+    counters: dict[str, int]  # since the processes began, added up, and how often they began anew
+    levels: dict[str, int]  # as of now, added up
 
 
 @dataclass(slots=True)
@@ -138,6 +139,7 @@ class _Worker:
     starts: int = 0
     applied: int = -1  # the newest plan it serves
     counters: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
     asked: tuple[str, ...] = ()  # its upstreams
 
 
@@ -229,16 +231,20 @@ class NameServer:
     def status(self) -> Status:
         """What it does and what it cannot do."""
         counters: Counter[str] = Counter()
+        levels: Counter[str] = Counter()
         for worker in self._workers:
             counters.update(worker.counters)
+            levels.update(worker.levels)
+        restarts = sum(max(0, worker.starts - 1) for worker in self._workers)
         return Status(
             pid=self._workers[0].pid,
             current=self._served >= self._generation,
-            restarts=sum(max(0, worker.starts - 1) for worker in self._workers),
+            restarts=restarts,
             listeners=len(self._open),
             problems=tuple(self._problems.values()),
             upstreams=self._workers[0].asked,
-            counters=dict(counters),
+            counters={**counters, "restarts": restarts},
+            levels=dict(levels),
         )
 
     def explain(self, name: str, qtype: int, network_id: str | None, client: Address | None = None) -> Explanation:
@@ -388,8 +394,9 @@ class NameServer:
                             self._heard.notify_all()
                         if self._legacy is not None and self._served > 0:
                             self._legacy.end()
-                    case feed.Stats(values, upstreams):
-                        process.worker.counters, process.worker.asked = values, upstreams
+                    case feed.Stats(counters, levels, upstreams):
+                        process.worker.counters, process.worker.levels = counters, levels
+                        process.worker.asked = upstreams
         raise ConnectionResetError("it closed its connection")
 
 

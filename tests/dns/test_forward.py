@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass, field
 
 import dnslib
@@ -379,8 +380,8 @@ def test_memory_is_bounded_and_what_is_used_stays() -> None:
 class Both:
     """A recursor with one server, whose sockets the test holds."""
 
-    def __init__(self) -> None:
-        self.recursor = Recursor(lambda _bits: 4711)
+    def __init__(self, cache: Cache | None = None) -> None:
+        self.recursor = Recursor(lambda _bits: 4711, cache)
         self.recursor.forwarder.set_upstreams((ONE,))
         self.now_s = 0.0
         self.asked: dict[Token, bytes] = {}
@@ -472,3 +473,34 @@ def test_negative_answers_are_kept() -> None:
     assert answer[3] & 15 == wire.NXDOMAIN
     both.now_s += 2
     assert both.begin() is None
+
+
+def test_mutated_answers_of_others_neither_raise_nor_get_through_as_others() -> None:
+    """Each of 100,000 is believed, refused, or passed on as the answer to what was asked; and nothing piles up."""
+    both, rng = Both(Cache(bytes_max=10_000)), random.Random(11)
+    asked = wire.question(4711, NAME, wire.A, edns=True)
+    soa = {"rcode": 3, "soa": True}
+    seeds = [reply(asked), reply(asked, answers=60), reply(asked, **soa), reply(asked, tc=True), asked]  # type: ignore[arg-type]
+    waits = False
+    for _ in range(100_000):
+        if not waits:
+            both.now_s += 100_000  # what is kept is too old even to be stale
+            waits = both.begin() is None
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 2, 0x3F, 0x40, 0xC0, 0xFF, rng.randrange(256)))
+        token = next(iter(both.asked))
+        both.recursor.forwarder.receive(token, (ONE.address, ONE.port), bytes(data), both.now_s)
+        both.take()
+        if both.answers:
+            ((_, answer),) = both.answers
+            assert answer[:2] == b"\0\x09"
+            assert answer[2] & 0x80
+            assert answer[12 : 16 + len(NAME)] == NAME + b"\0\1\0\1"
+            assert len(answer) <= 512
+            both.answers.clear()
+            waits = False
+        assert len(both.asked) == waits
+    assert both.recursor.forwarder.counters.forged > 10_000
+    assert both.recursor.forwarder.counters.answered > 10_000
+    assert both.recursor.cache.size <= 10_000

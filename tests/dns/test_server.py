@@ -46,7 +46,8 @@ class Running:
         return dnslib.DNSRecord.parse(self.udp(question(name, kind)))
 
     def stat(self, name: str) -> int:
-        return self.server.stats().values.get(name, 0)
+        stats = self.server.stats()
+        return {**stats.counters, **stats.levels}.get(name, 0)
 
 
 def listening(host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
@@ -262,6 +263,17 @@ def test_slow_loris(monkeypatch: pytest.MonkeyPatch) -> None:
         with running.tcp() as sock:
             sock.sendall(framed(question("api")))
             assert read_framed(sock)[3] & 15 == 0
+
+
+def test_what_the_kernel_had_no_room_for_is_known() -> None:
+    udp, tcp = listening()
+    with udp, tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        assert kernel.buffered(udp) == kernel.Buffered(0.0, 0)
+        for _ in range(2000):
+            sock.sendto(question("api"), udp.getsockname())
+        assert kernel.buffered(udp).part > 0.9
+        assert 1000 < kernel.buffered(udp).lost < 2000
 
 
 # --- other servers ------------------------------------------------------------------------------------------------

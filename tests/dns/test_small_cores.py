@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
@@ -155,6 +156,34 @@ def test_a_client_that_has_sent_all_still_gets_its_answers() -> None:
     assert not made.done
     made.written(3, 0.0)
     assert made.done
+
+
+def test_mutated_streams_neither_raise_nor_grow() -> None:
+    """100,000 pieces of framing gone wrong: every question that comes out was in the stream, as its length says."""
+    rng = random.Random(13)
+    whole = b"".join(len(m).to_bytes(2, "big") + m for m in (b"x" * 30, b"", b"y" * 600, b"z" * 3))
+    pieces = 0
+    while pieces < 100_000:
+        made, sent, got = Stream(0.0), bytearray(), bytearray()
+        data = bytearray(whole * 3)
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 0xFF, rng.randrange(256)))
+        while data and not made.done:
+            piece = bytes(data[: rng.choice((1, 2, 3, 17, 700))])
+            del data[: len(piece)]
+            pieces += 1
+            sent += piece
+            ready = made.receive(piece, pieces / 1000)
+            while ready:
+                for question in ready:
+                    got += len(question).to_bytes(2, "big") + question
+                    made.answered(question[:12] if len(question) > 12 else None, pieces / 1000)
+                ready = made.questions_ready(pieces / 1000)
+            made.written(len(made.output), pieces / 1000)
+            assert sent.startswith(got)
+            assert made.pending == 0
+            assert not made.output
+        assert made.deadline_s() <= pieces / 1000 + stream.IDLE_S
 
 
 # --- shares -------------------------------------------------------------------------------------------------------

@@ -130,10 +130,13 @@ def changing(port: int, count: int, rate: float) -> Iterator[Server]:
 
 
 def dnsperf(server: Server, file: Path, seconds: float, *options: str) -> str:
-    """Run the load and return what it printed."""
+    """Run the load and return what it printed. It gives up on a server that takes no connections: then nothing."""
     argv = (*server.inside, "taskset", "-c", str(LOAD_CPU), "dnsperf", "-s", server.address, "-p", str(server.port),
             "-d", str(file), "-l", str(seconds), "-T1", *options)  # fmt: skip
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{server.name}: {done.stderr.strip()[-200:]}", file=sys.stderr)
+    return done.stdout if not done.returncode else ""
 
 
 def number(pattern: str, text: str) -> float:
@@ -147,8 +150,9 @@ def measure(server: Server, result: Result, file: Path, seconds: float, tcp: boo
     before = cpu_ns(server.pid)
     options = ("-m", "tcp", "-c4", "-q100") if tcp else ("-c4", "-q100")
     out = dnsperf(server, file, seconds, *options)
-    completed = number("Queries completed", out)
-    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / max(completed, 1))
+    if not (completed := number("Queries completed", out)):
+        return
+    result.cpu_us.append((cpu_ns(server.pid) - before) / 1000 / completed)
     result.rate.append(number("Queries per second", out))
     result.lost += int(number("Queries lost", out))
     result.rss_mib = max(result.rss_mib, rss_mib(server.pid))
@@ -176,7 +180,8 @@ def table(title: str, results: dict[str, Result]) -> None:
     print(
         f"\n{title}\n{'server':<28}{'CPU µs/query':>14}{'q/s':>10}{'p50 µs':>9}{'p99 µs':>9}{'RSS MiB':>9}{'lost':>7}"
     )
-    for name, r in sorted(results.items(), key=lambda item: statistics.median(item[1].cpu_us)):
+    answered = {name: result for name, result in results.items() if result.cpu_us}
+    for name, r in sorted(answered.items(), key=lambda item: statistics.median(item[1].cpu_us)):
         p50_us, p99_us = (f"{statistics.median(x):.0f}" if x else "-" for x in (r.p50_us, r.p99_us))
         print(
             f"{name:<28}{statistics.median(r.cpu_us):>14.2f}{statistics.median(r.rate):>10.0f}"
