@@ -31,7 +31,7 @@ class Outbox:
         self.counts: Counter[str] = Counter()
         self.broadcasts = Broadcasts()
         self.transmits: Callable[[], int] = int
-        # While packets lead nowhere the delegate's broadcasts, which are sent a limited number of times, stay out of them.
+        # While packets lead nowhere the delegate's broadcasts stay out of them: each is sent a limited number of times.
         self.hold_back = False
         self._delegate = delegate
         self._compress = compress
