@@ -132,7 +132,8 @@ def mount_points() -> list[str]:
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; with the pid it tells one from a later one.
 
-    None when there is no such process, or it has ended and nobody has asked how (a zombie).
+    None when there is no such process, or it has ended and nobody has asked how (a zombie). One that was killed is a
+    zombie with threads until the last of them is out of the kernel; until then its sockets are open.
     """
     return started(f"/proc/{pid}/stat")
 
@@ -144,4 +145,5 @@ def started(stat: str) -> int | None:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
+    has_ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if has_ended else int(fields[19])
