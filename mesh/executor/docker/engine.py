@@ -2,17 +2,16 @@
 
 An engine that is away for a moment (it is restarted, or boots after us) is waited for; then each call fails with one
 sentence. Every call is made with the version of the API that the engine speaks, from 1.40 (Docker 19.03) on.
-Threads: `THREADS` for short calls, `PULLS` for pulls, each with a client of its own; they end with the process.
+Threads: `THREADS` for short calls, `PULLS` for pulls, each with a client of its own; no process that ends waits for
+them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import requests
@@ -20,6 +19,7 @@ from docker import APIClient
 from docker.errors import APIError, DockerException
 
 from mesh.executor.docker.plan import OWNER_LABEL, Image, State, read_image, read_state, split_reference
+from mesh.executor.docker.pool import Pool
 from mesh.executor.protocol import ExecutorError
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class Engine:
         self.socket = socket
         self._away_max_s = away_max_s
         self._clients = threading.local()
-        self._calls = ThreadPoolExecutor(THREADS, "docker")
-        self._pulls = ThreadPoolExecutor(PULLS, "docker-pull")
+        self._calls = Pool(THREADS, "docker")
+        self._pulls = Pool(PULLS, "docker-pull")
 
     def ask(self) -> str:
         """ "" when an engine answers that we can use, else why not. Blocking."""
@@ -148,8 +148,8 @@ class Engine:
     async def _do(self, call: Callable[[APIClient], T], what: str) -> T:
         return await self._run(self._calls, call, what)
 
-    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[APIClient], T], what: str) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, self._patiently, call, what)
+    async def _run(self, pool: Pool, call: Callable[[APIClient], T], what: str) -> T:
+        return await pool.run(lambda: self._patiently(call, what))
 
     def _patiently(self, call: Callable[[APIClient], T], what: str) -> T:
         """Make a call; again for a while if nobody answers."""

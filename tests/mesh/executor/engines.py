@@ -23,7 +23,7 @@ from tests.mesh.executor.launches import until
 IMAGE = "box:1"
 START_TIMEOUT_S = 60.0
 # The engine's own /run, and no mount of it seen outside.
-_BEGIN = 'mount --make-rprivate / && mount -t tmpfs none /run && exec "$0" "$@"'
+_BEGIN = 'ip link set lo up && mount --make-rprivate / && mount -t tmpfs none /run && exec "$0" "$@"'
 
 
 class RealEngine:
@@ -85,6 +85,11 @@ class RealEngine:
             for group, _, _ in os.walk(place / self.group, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(group)
+
+    def inside(self, *command: str) -> subprocess.Popen[bytes]:
+        """A process in the engine's namespaces."""
+        enter = ["nsenter", f"--net=/proc/{self._keeper.pid}/ns/net", "--"]
+        return subprocess.Popen([*enter, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
     def client(self) -> APIClient:
         return APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=30)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from control.model import Mount, Resources, Ulimit
 from mesh.executor.docker.engine import Engine, EngineAway
 from mesh.executor.docker.executor import AWAY, RESTARTED, DockerExecutor
 from mesh.executor.protocol import Executor, ExecutorError, Exit, Launch
+from mesh.lab.image import busybox_image
 from tests.mesh.executor import test_contract
 from tests.mesh.executor.engines import IMAGE, Containers, RealEngine, container, real_engine
 
@@ -206,6 +208,37 @@ async def test_a_command_that_the_image_lacks(executor: DockerExecutor, command:
 
 async def test_an_image_that_is_here_does_when_its_registry_is_away(executor: DockerExecutor) -> None:
     assert await run(executor, container("true", pull="always")) == Exit(0)
+
+
+@pytest.fixture
+def registry(engine: RealEngine, tmp_path: Path) -> Iterator[str]:
+    """A registry where the engine is; the digest of its one image."""
+    (tmp_path / "layer.tar").write_bytes(busybox_image())
+    with engine.inside(
+        sys.executable, str(Path(__file__).with_name("registry.py")), "5000", f"{tmp_path}/layer.tar"
+    ) as it:
+        assert it.stdout is not None
+        yield it.stdout.readline().decode().strip()
+        it.kill()
+
+
+async def test_an_image_is_pulled_and_known_by_what_its_registry_calls_it(
+    executor: DockerExecutor, engine: RealEngine, registry: str
+) -> None:
+    name = "127.0.0.1:5000/test/box"
+    assert await run(executor, container(image=f"{name}:1", pull="always", name="a")) == Exit(0)
+    image = await executor.engine.image(f"{name}:1")
+    assert image is not None
+    assert image.digests == (f"{name}@{registry}",)
+    with engine.client() as client:
+        assert client.inspect_container("api.1.a")["Image"] == image.id
+    assert await run(executor, container(image=f"{name}@{registry}", name="b")) == Exit(0)
+    wrong = f"{name}@sha256:{'0' * 64}"
+    with pytest.raises(ExecutorError, match="cannot pull image"):
+        await executor.prepare(container(image=wrong, name="c"))
+    with pytest.raises(ExecutorError, match="cannot pull image"):
+        await executor.prepare(container(image=f"{name}:broken", name="c"))
+    await executor.remove("c")
 
 
 async def test_a_machine_without_a_gate(engine: RealEngine, tmp_path: Path) -> None:
