@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -106,10 +107,13 @@ def _plain(root: Path, address: str, port: int, undo: bool) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all; in place where the file is a mount of its own, as in containers."""
-    if os.path.ismount(path):
-        path.write_text(text)
-        return
     beside = path.with_name(path.name + ".meshd-new")
     beside.write_text(text)
     beside.chmod(0o644)
-    beside.replace(path)
+    try:
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink()
+        if error.errno != errno.EBUSY:
+            raise
+        path.write_text(text)

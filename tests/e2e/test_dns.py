@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,28 @@ def test_a_machine_asks_its_own_node(cluster: Cluster) -> None:
     shown = cluster.mesh("dns", "query", "api.web.mesh").stdout
     assert shown.startswith("answer (as host)")
     assert vip[0] in shown
+
+
+def test_programs_of_a_machine_find_services_once_it_is_set_up(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.serve("api", 2, "--network", "web")
+    before = "# by hand\nnameserver 192.0.2.1\noptions timeout:1 attempts:1\n"
+    conf = tmp_path / "resolv.conf"
+    conf.write_text(before)
+    find = "python3 -c 'import socket; print(socket.gethostbyname(\"api.web.mesh\"))'"
+    script = f"""set -e
+        mount --bind {conf} /etc/resolv.conf
+        {find} 2>/dev/null && exit 9
+        mesh dns setup
+        {find}
+        getent hosts h2.node.mesh
+        mesh dns setup --undo"""
+    # The lab's hosts share the machine's /etc: what is written goes to a file of ours.
+    done = cluster.lab.exec("h1", ["unshare", "-m", "sh", "-c", script], timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, vip, node, _ = done.stdout.splitlines()
+    assert vip in from_host(cluster, "h1", "+short", "api.web.mesh")
+    assert node.split()[0] == cluster.lab.address("h2")
+    assert conf.read_text() == before
 
 
 def test_tasks_of_the_own_node_come_first_where_asked(cluster: Cluster) -> None:
