@@ -115,6 +115,7 @@ class Cluster:
         self.nodes[name] = self.at[node.address] = node
         node.life += 1
         node.up = True
+        node.wake_s = float("inf")
         node.seen = Recorder()
         self._make(node, 1000 + int(self.now / 60) if incarnation is None else incarnation)
         node.swim.start(self.now)
