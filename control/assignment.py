@@ -46,7 +46,6 @@ class Peer(Value, frozen=True, kw_only=True):
     name: str
     data_address: str
     state: NodeState
-    wireguard_key: str = ""
 
 
 class ServiceEntry(Value, frozen=True, kw_only=True):

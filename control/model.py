@@ -93,7 +93,6 @@ class NodeDescription(Value, frozen=True, kw_only=True):
     balancer: str = ""  # "ipvs" or "nftables"
     routes: tuple[str, ...] = ()  # prefixes the host routes itself; no network may overlap them
     mtu: int = 0  # of the underlay
-    wireguard_key: str = ""  # public key of the node's encrypted tunnels, base64; empty: it can have none
 
 
 class NodeStatus(Value, frozen=True, kw_only=True):
@@ -126,7 +125,6 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     ipv6: bool = False  # addresses of both families
     subnet6: str = ""  # empty: a unique local one made of the cluster and the VXLAN id
     internal: bool = False  # no way out to the world
-    encrypted: bool = False  # between nodes; a node that cannot do it carries nothing of this network
 
 
 class Network(Value, frozen=True, kw_only=True):

@@ -90,11 +90,6 @@ class Kernel:
             report.failed("look at the host's network", error)
             return report
         for network in plan.networks:
-            if network.encrypted:
-                report.errors.append(
-                    f"network {network.id} is encrypted, and this version cannot encrypt: nothing of it is carried"
-                )
-                continue
             try:
                 self._network(host, plan, network, mtu, report)
             except KernelError as error:
@@ -177,7 +172,7 @@ class Kernel:
     ) -> Link:
         name = names.vxlan_device(network.vni)
         left_over = host.links().get(name)
-        if left_over is not None and left_over.kind == "vxlan":
+        if left_over is not None and _is_left_over(left_over, network.vni):
             host.delete_link(left_over.index)  # of a crash between making and moving
         try:
             host.add_vxlan(name, network.vni, str(plan.underlay), plan.vxlan_port, mtu)
@@ -371,8 +366,9 @@ class Kernel:
         try:
             host = self._handle(self._host_netns)
             for link in host.links().values():
-                ours = link.alias.startswith(names.alias("")) or names.is_uplink(link.name)
-                if ours and link.kind == "veth" and link.name not in wanted:
+                uplink = link.alias.startswith(names.alias("")) or names.is_uplink(link.name)
+                stray = link.kind == "vxlan" and _is_left_over(link, link.vni)
+                if stray or (uplink and link.kind == "veth" and link.name not in wanted):
                     host.delete_link(link.index)
                     report.changes["link"] += 1
         except KernelError as error:
@@ -407,6 +403,11 @@ class Kernel:
         if not link.up:
             where.set_link(link.index, state="up")
             report.changes["link"] += 1
+
+
+def _is_left_over(link: Link, vni: int) -> bool:
+    """Whether a VXLAN device of the host is one of ours that never got into its router: as we make them, and unused."""
+    return link.kind == "vxlan" and link.vni == vni and link.name == names.vxlan_device(vni) and not link.up
 
 
 def _wanted_routes(network: OverlayNetwork, veths: dict[str, str]) -> set[Route]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
-DEFAULT_WIREGUARD_PORT = 51871
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,6 @@ class Peer:
 
     number: int
     underlay: Address
-    wireguard_key: str = ""  # its public key, base64; empty: no encrypted network reaches it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,6 @@ class OverlayNetwork:
     remote: tuple[RemoteEndpoint, ...]
     subnet6: IPv6Network | None = None  # with `gateway6`: the network speaks IPv6 as well
     gateway6: IPv6Address | None = None
-    encrypted: bool = False  # between nodes; fails closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +64,3 @@ class OverlayPlan:
     vxlan_port: int
     peers: tuple[Peer, ...]
     networks: tuple[OverlayNetwork, ...]
-    wireguard_port: int = DEFAULT_WIREGUARD_PORT

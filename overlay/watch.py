@@ -39,7 +39,17 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port (netlin
 _ATTRIBUTE = struct.Struct("=HH")
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWNEIGH, _DELNEIGH, _NEWNETCONF = 16, 17, 20, 21, 28, 29, 80
 _IFNAME, _NDA_DST, _NETCONF_IFINDEX = 3, 1, 1
-_BODY_BYTES = {_NEWLINK: 16, _DELLINK: 16, _DELNEIGH: 12, _NEWNETCONF: 4}  # of the messages whose attributes are read
+_BODY_BYTES = {
+    _NEWLINK: 16,
+    _DELLINK: 16,
+    _DELNEIGH: 12,
+    _NEWNETCONF: 4,
+    24: 12,
+    25: 12,
+}  # of the messages whose attributes are read
+_NEWROUTE, _DELROUTE, _RTA_DST, _AF_INET6 = 24, 25, 1, 10
+_PROTOCOL_AT, _BY_KERNEL = _HEADER.size + 5, 2  # of rtmsg
+_LINK_LOCAL = b"\xfe\x80"
 _SCOPE_AT, _SCOPE_LINK = _HEADER.size + 3, 253
 _AF_BRIDGE = 7
 
@@ -177,9 +187,11 @@ def in_host(message: bytes) -> bool:
 
 
 def _matters_anywhere(kind: int, message: bytes) -> bool:
-    """Devices that come and go bring link-local addresses and settings of their own."""
+    """Devices that come and go bring link-local addresses, routes to them, and settings of their own."""
     if kind in (_NEWADDR, _DELADDR):
         return message[_SCOPE_AT] != _SCOPE_LINK
+    if kind in (_NEWROUTE, _DELROUTE) and message[_HEADER.size] == _AF_INET6 and message[_PROTOCOL_AT] == _BY_KERNEL:
+        return not _attribute(message, _RTA_DST).startswith(_LINK_LOCAL)
     if kind == _NEWNETCONF:
         return int.from_bytes(_attribute(message, _NETCONF_IFINDEX), "little", signed=True) < 0  # "all", "default"
     return True

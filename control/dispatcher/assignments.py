@@ -200,7 +200,6 @@ def _peer(node: Node) -> Peer:
         name=node.description.hostname,
         data_address=node.status.data_address,
         state=node.status.state,
-        wireguard_key=node.description.wireguard_key,
     )
 
 

@@ -24,7 +24,6 @@ from control.raft.configuration import Configuration, Reset, encode
 from control.raft.messages import Message
 from control.store.record import Entry, HardState, SnapshotMeta
 
-
 NOTHING_PROMISED = HardState()
 
 

@@ -76,9 +76,7 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
             underlay=ip_address(view.data_address),
             vxlan_port=settings.vxlan_port,
             peers=tuple(
-                OverlayPeer(p.number, ip_address(p.data_address), p.wireguard_key)
-                for p in peers.values()
-                if p.node_id != view.node_id
+                OverlayPeer(p.number, ip_address(p.data_address)) for p in peers.values() if p.node_id != view.node_id
             ),
             networks=tuple(_overlay_network(view, net, peers) for net in nets),
         ),
@@ -188,7 +186,6 @@ def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> Overla
         remote=tuple(remote),
         subnet6=net.subnet6,
         gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
-        encrypted=net.record.spec.encrypted,
     )
 
 

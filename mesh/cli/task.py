@@ -96,7 +96,7 @@ def exec_(session: Session, env: Sequence[str], workdir: str | None, name: str, 
         raise Failure("nsenter is not installed: apt-get install util-linux")
     client = session.client()
     task_id, pid = _local_process(client, name)
-    environment = {**DEFAULT_ENV, "TERM": os.environ.get("TERM", "dumb"), **_task_env(client, task_id), **added}
+    environment = {**DEFAULT_ENV, "TERM": os.environ.get("TERM", "dumb"), **_task_env(client, task_id, pid), **added}
     arguments = ["nsenter", f"--target={pid}", "--net", "--mount", "--pid", "--uts", "--ipc"]
     arguments += [f"--wdns={workdir or '/'}", "--", *words]
     session.close()
@@ -132,14 +132,24 @@ def _elsewhere(client: Client, name: str) -> Failure | None:
     return Failure(f'task "{shown}" is on node "{named(nodes, found.node_id)}": run this there')
 
 
-def _task_env(client: Client, task_id: str) -> dict[str, str]:
+def _task_env(client: Client, task_id: str, pid: int) -> dict[str, str]:
     """The task's own environment; without a manager a command still runs, with less."""
     try:
         spec = client.get(Task, task_id).spec
     except Failure:
         return {}
-    work = spec.process or spec.container
-    return dict(work.env) if work is not None else {}
+    if spec.container is not None:
+        return _process_env(pid) | spec.container.env
+    return dict(spec.process.env) if spec.process is not None else {}
+
+
+def _process_env(pid: int) -> dict[str, str]:
+    """What a container's first process was started with: half of it is its image's."""
+    try:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    return dict(entry.partition("=")[::2] for entry in data.decode(errors="replace").split("\0") if "=" in entry)
 
 
 # --- logs -----------------------------------------------------------------------------------------------------------

@@ -77,9 +77,6 @@ def _optional(facts: Facts) -> Iterator[Finding]:
         yield Finding("note", "balancer", f"nftables: the kernel has no IPVS ({reason})", "modprobe ip_vs")
     else:
         yield Finding("ok", "balancer", "IPVS: the kernel has it")
-    if reason := facts.kernel_can.get("wireguard", ""):
-        found = f"the kernel has no WireGuard ({reason}): encrypted networks will not work here"
-        yield Finding("note", "encryption", found, "modprobe wireguard")
     if reason := facts.kernel_can.get("sctp", ""):
         yield Finding("note", "sctp", f"the kernel has no SCTP ({reason})", "modprobe sctp")
 

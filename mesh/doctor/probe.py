@@ -25,7 +25,6 @@ _IPPROTO_SCTP = 132
 LINKS: Mapping[str, Mapping[str, Any]] = {
     "veth": {"kind": "veth", "peer": {"ifname": "probe1"}},
     "vxlan": {"kind": "vxlan", "vxlan_id": 1, "vxlan_port": 4789},
-    "wireguard": {"kind": "wireguard"},
 }
 
 

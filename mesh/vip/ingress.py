@@ -27,9 +27,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mesh.vip.maps import PROTOCOL_NUMBER, as_address, is_ipv6
-from mesh.vip.plan import Address, PublishedPort, RouterPlan, VipPlan
-from mesh.vip.rules import Chain, Hook, Key, Kind, Map, Table
+from mesh.vip.maps import PROTOCOL_NAME, PROTOCOL_NUMBER, as_address, is_ipv6
+from mesh.vip.plan import Address, Observed, ObservedService, Protocol, PublishedPort, RouterPlan, VipPlan
+from mesh.vip.rules import Chain, Elements, Hook, Key, Kind, Map, Table
 
 # Routes and rules of ours carry this protocol number (rtnetlink(7)); `overlay` has the one before.
 ROUTE_PROTOCOL = 110
@@ -237,6 +237,27 @@ def published(ports: Iterable[PublishedPort]) -> tuple[dict[str, dict[Key, Key]]
         if clash:
             errors.append(f"cannot publish port {port.port}/{port.protocol} for a second network of this node")
     return found, errors
+
+
+def observed(services: Mapping[str, tuple[ObservedService, ...]], elements: Mapping[str, Elements]) -> Observed:
+    """What the kernel holds, by the services of its routers and the elements of the host's maps of ports."""
+
+    def found(of: Map) -> Iterator[tuple[Key, int]]:
+        return ((key, int(router)) for key, (router,) in elements.get(of.name, {}).items())
+
+    def where(key: Key) -> tuple[Protocol, int]:
+        return PROTOCOL_NAME[int(key[-2])], int(key[-1])
+
+    return Observed(
+        services,
+        {where(key): IPv4Address(router) for key, router in found(PORTS)},
+        {where(key): IPv6Address(router) for key, router in found(PORTS6)},
+        {
+            (as_address(int(key[0])), *where(key)): as_address(router)
+            for of in (PORTS_AT, PORTS_AT6)
+            for key, router in found(of)
+        },
+    )
 
 
 def _entries(port: PublishedPort) -> Iterator[tuple[str, Key, Key]]:

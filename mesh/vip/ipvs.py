@@ -9,11 +9,12 @@ Order: services, backends and weights, then the rules that send connections to t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 from mesh.vip import ingress, ipvs_plan, ipvs_wire, maps, rules, stale
 from mesh.vip.balancer import NOBODY, Answerers, both, end_connections
 from mesh.vip.book import Book, longest_idle_s
-from mesh.vip.ipvs_plan import Difference, Operation, Service, ServiceId, Services, service_id
+from mesh.vip.ipvs_plan import DeleteBackend, Difference, Operation, Service, ServiceId, Services, service_id
 from mesh.vip.ipvs_wire import Command
 from mesh.vip.maps import ServiceKey
 from mesh.vip.namespace import Namespace, Netlink, visit
@@ -33,10 +34,11 @@ from mesh.vip.tables import Synced, Tables
 _NETLINK_GENERIC = 16
 _SYSCTLS_AT = Path("/proc/sys/net/ipv4/vs")
 _TABLE, _TABLE_HEADER_LINES = Path("/proc/thread-self/net/ip_vs"), 3
+_EXPIRE = "expire_nodest_conn"
 # Per namespace; the kernel's defaults are those of a machine that only balances (reference: behaviour matrix).
 SYSCTLS = {
     "conntrack": "1",  # what IPVS balances is tracked: masquerade for hairpins, marks for the way back, refusals
-    "expire_nodest_conn": "1",  # connections to a deleted backend end, and do not hang
+    _EXPIRE: "1",  # connections to a deleted backend end, and do not hang
     "expire_quiescent_template": "1",  # a drained backend gets no new connections from clients bound to it
     "conn_reuse_mode": "1",  # a client port that is used again may go to another backend
     "sloppy_tcp": "0",  # what is in the middle of a connection that is not known is refused
@@ -114,7 +116,10 @@ class Ipvs:
             elements = ipvs_plan.elements((_services(book, None) if concerned is None else some).values())
             return ipvs_plan.table(router, book.elements), _edits(there, elements, concerned)
 
-        door.do(step.before)
+        with contextlib.ExitStack() as stack:
+            if any(isinstance(one, DeleteBackend) for one in step.before):
+                stack.enter_context(_connections_waiting())
+            door.do(step.before)
         synced = self._tables.sync(router.netns, namespace, (*ingress.ROUTER_MAPS, *ipvs_plan.MAPS), table)
         door.do(step.after)
         if keys is None:
@@ -182,6 +187,17 @@ def _lost_backends(held: Services, wanted: Services) -> Answerers:
     return lost
 
 
+@contextlib.contextmanager
+def _connections_waiting() -> Iterator[None]:
+    """Connections to a backend that is deleted wait until it is there again, and are not ended."""
+    switch = _SYSCTLS_AT / _EXPIRE
+    switch.write_text("0")
+    try:
+        yield
+    finally:
+        switch.write_text(SYSCTLS[_EXPIRE])
+
+
 def _complaint(key: ServiceKey) -> str:
     return (
         f"cannot balance {maps.as_address(int(key[0]))} by ipvs: another address of the network ends with the same bits"
@@ -219,7 +235,8 @@ class Door:
         for payload in self._netlink.dump(self._family, ipvs_wire.command(Command.GET_SERVICE)):
             id_, service = ipvs_wire.service(payload)
             backends = self._netlink.dump(self._family, ipvs_wire.of_backends(id_))
-            weights = dict(ipvs_wire.backend(id_.family, one) for one in backends)
+            # The kernel tells the last one first.
+            weights = dict(ipvs_wire.backend(id_.family, one) for one in reversed(backends))
             found[id_] = Service(service.scheduler, service.flags, service.affinity_s, weights)
         return found
 

@@ -13,6 +13,10 @@ new connections are in its map; for the others no packet reaches IPVS, and the r
 
 A backend of weight 0 stays in IPVS until it is taken from the plan: its connections live, and IPVS ends those of a
 backend that is deleted (`expire_nodest_conn`). So the table is changed by differences only, and never flushed.
+
+Hashing schedulers go by the order of the backends, which is that of their arrival. So that all nodes send a client to
+the same one, those that would come behind a newcomer are deleted and added again at once, in order. The kernel finds a
+backend that was deleted a moment ago again, with its connections; meanwhile these must not be ended (`Ipvs`).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
+from itertools import takewhile
 from typing import Final
 
 from mesh.vip import ingress
@@ -71,7 +76,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A virtual service. Weights of backends in the order in which they are added."""
+    """A virtual service. Weights of backends in the order in which they were, or are to be, added."""
 
     scheduler: str
     flags: int
@@ -110,7 +115,7 @@ class PutBackend:
 
 @dataclass(frozen=True, slots=True)
 class DeleteBackend:
-    """Remove a backend; its connections end."""
+    """Remove a backend; its connections end, but for those of one that is added again at once."""
 
     id: ServiceId
     destination: Destination
@@ -182,12 +187,31 @@ def difference(held: Services, wanted: Services) -> Difference:
         if known is None or not _balances_alike(known, one):
             before.append(PutService(id_, one, new=known is None))
         weights = known.weights if known is not None else {}
+        moved = _out_of_order(known, one) if known is not None else frozenset()
         for destination, weight in one.weights.items():
-            if weights.get(destination) != weight:
-                before.append(PutBackend(id_, destination, weight, new=destination not in weights))
+            if destination in moved:
+                before.append(DeleteBackend(id_, destination))
+            if destination in moved or weights.get(destination) != weight:
+                new = destination in moved or destination not in weights
+                before.append(PutBackend(id_, destination, weight, new))
         after += [DeleteBackend(id_, each) for each in weights if each not in one.weights]
     after += [DeleteService(id_) for id_ in held if id_ not in wanted]
     return Difference(before, after)
+
+
+def _out_of_order(held: Service, wanted: Service) -> frozenset[Destination]:
+    """The backends that must be added once more, each behind the one before it, where clients are hashed.
+
+    All nodes must see the backends in one order; the order of another scheduler's is not remembered. The first ones
+    that are in order stay, so somebody is always there, but for weights.
+    """
+    if wanted.scheduler not in _HASHING:
+        return frozenset()
+    there = [each for each in held.weights if each in wanted.weights]
+    is_known = held.scheduler in _HASHING or len(there) == 1
+    pairs = zip(there if is_known else (), wanted.weights, strict=False)
+    in_order = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return frozenset(there[in_order:])
 
 
 def _balances_alike(one: Service, other: Service) -> bool:

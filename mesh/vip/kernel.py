@@ -93,9 +93,8 @@ class Kernel:
         services: dict[str, tuple[ObservedService, ...]] = {}
         for path in sorted(self._routers):
             services[path] = visit(path, self.balancer.observe)
-        held = visit(self._host, lambda namespace: namespace.table((ingress.PORTS,)))
-        ports = held.elements.get(ingress.PORTS.name, {}) if held is not None else {}
-        return Observed(services, dict(_published(*pair) for pair in ports.items()))
+        held = visit(self._host, lambda namespace: namespace.table(ingress.PORT_MAPS))
+        return ingress.observed(services, held.elements if held is not None else {})
 
     def close(self) -> None:
         """Forget everything. What is in the kernel stays."""
@@ -234,7 +233,3 @@ def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str) -> 
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def _published(key: Key, value: Key) -> tuple[tuple[Protocol, int], IPv4Address]:
-    return (maps.PROTOCOL_NAME[int(key[0])], int(key[1])), IPv4Address(value[0])

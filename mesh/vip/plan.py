@@ -125,3 +125,6 @@ class Observed:
 
     services: Mapping[str, tuple[ObservedService, ...]]
     published: Mapping[tuple[Protocol, int], IPv4Address]
+    published6: Mapping[tuple[Protocol, int], IPv6Address] = field(default_factory=dict)
+    # Those that are published on one address of the host only.
+    published_at: Mapping[tuple[Address, Protocol, int], Address] = field(default_factory=dict)

@@ -162,3 +162,15 @@ def test_a_host_that_takes_router_advertisements_goes_on_to_do_so(world: World) 
     world.apply()
     assert inside(host.netns, "sysctl", "-n", "net.ipv6.conf.eth0.accept_ra").strip() == "2"
     assert inside(host.netns, "sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
+
+
+def test_a_tunnel_that_a_crash_left_in_the_host_is_removed_and_that_of_others_is_not(world: World) -> None:
+    host = world.hosts[0]
+    add = ("ip", "link", "add", "type", "vxlan", "dstport", "4789", "local", "10.66.0.11", "nolearning")
+    inside(host.netns, *add[:3], "vx4321", *add[3:], "id", "4321")
+    inside(host.netns, *add[:3], "vx77", *add[3:], "id", "42")
+    fresh = Kernel(netns_dir=str(host.directory), host_netns=host.netns)
+    assert fresh.prune(world.plan(host)).errors == []
+    left = inside(host.netns, "ip", "-br", "link")
+    assert "vx4321" not in left
+    assert "vx77" in left, "its name says something else than what it is"

@@ -55,6 +55,27 @@ def test_a_client_that_is_hashed_meets_one_backend_from_every_entry(lab: Lab, sc
     assert len({ask(lab.outside, host.address, PORT).task for host in lab.hosts for _ in range(2)}) == 1
 
 
+@pytest.mark.parametrize("scheduler", ["sh", "mh"])
+def test_hashed_clients_meet_one_backend_in_whatever_order_these_came_and_keep_their_connections(
+    lab: Lab, scheduler: str
+) -> None:
+    web = lab.nets["web"]
+    all_of_them = web.backends
+    web.scheduler, web.backends = scheduler, {lab.address("web2"): 1}  # type: ignore[assignment]
+    lab.apply()
+    with connected(lab.netns("client3"), web.vip) as old:
+        assert talk(old).task == "web2"
+        first, second, _ = lab.hosts
+        web.backends = {lab.address("web1"): 1}
+        lab.kernels[second.number].apply(lab.plan(second))
+        web.backends = all_of_them
+        lab.apply()
+        assert talk(old).task == "web2"
+        assert len({ask(lab.outside, host.address, PORT).task for host in lab.hosts}) == 1
+        assert not lab.kernels[first.number].apply(lab.plan(first)).changes
+        assert not Kernel(host_netns=first.netns).apply(lab.plan(first)).changes
+
+
 def test_the_fewest_connections_are_balanced_in_turn_and_that_is_told(lab: Lab) -> None:
     host, web = lab.hosts[2], lab.nets["web"]
     web.scheduler = "lc"

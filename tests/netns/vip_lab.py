@@ -33,6 +33,7 @@ from tests.netns.world import Host, Task, World, hosts_on_a_switch
 
 # Every wait in these tests that is meant to end ends long before this.
 PATIENCE_S = 3.0
+_ETH_P_IP = 0x0800
 TCP_PORT, OTHER_TCP_PORT, UDP_PORT = 80, 9999, 53
 
 
@@ -90,6 +91,23 @@ def ask_udp(netns: str, address: object, port: int = UDP_PORT) -> Answer:
     with udp(netns, address) as flow:
         flow.connect((str(address), port))
         return talk(flow)
+
+
+@contextlib.contextmanager
+def listening(netns: str) -> Iterator[socket.socket]:
+    """All IPv4 packets that come into a namespace (and leave it)."""
+    with visit(netns, lambda _: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))) as made:
+        made.settimeout(0.5)
+        yield made
+
+
+def arrived(at: socket.socket) -> list[bytes]:
+    """The packets that have come, and come until it is silent."""
+    found = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            found.append(at.recv(2000))
+    return found
 
 
 def _server(address: str, port: int) -> socket.socket:

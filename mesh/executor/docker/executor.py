@@ -118,7 +118,10 @@ class DockerExecutor:
 
     async def start(self, launch: Launch) -> int:
         """Open the gate, once and for all; returns the pid of the container's first process."""
-        return await asyncio.to_thread(self._start, launch)
+        try:
+            return await asyncio.to_thread(self._start, launch)
+        except OSError as error:
+            raise ExecutorError(f"task {launch.hostname}: cannot be started: {error}") from error
 
     async def wait(self, task_id: str) -> Exit:
         """Wait for the container's first process to end, then ask the engine how."""
@@ -147,9 +150,8 @@ class DockerExecutor:
         if not self.has(task_id):
             return
         await self.stop(task_id, "SIGKILL", 0)
-        directory = self._directory(task_id)
-        (directory / "launch.json").unlink(missing_ok=True)  # from here on it is not prepared
-        name = (records.read(str(directory / "container.json")) or {}).get("name", "")
+        name = (self._read(task_id, "container.json") or {}).get("name", "")
+        await asyncio.to_thread(self._begin_removal, task_id)
         state = await self.engine.state(name) if name else None
         if state is not None and self._is_ours(state, task_id):
             await self.engine.remove(state.id)
@@ -263,7 +265,7 @@ class DockerExecutor:
         except ExecutorError as error:
             log.warning("how a task ended is not known", extra={"task": task_id, "error": str(error)})
             return AWAY
-        with contextlib.suppress(FileNotFoundError):  # it is being removed
+        with contextlib.suppress(OSError):  # it is being removed, or the disk is full: then it is asked again
             records.write(str(self._directory(task_id) / "exit.json"), {"code": found.code, "message": found.message})
         return found
 
@@ -279,10 +281,17 @@ class DockerExecutor:
                 raise EngineAway("the Docker Engine does not notice that a container has ended")
             await asyncio.sleep(POLL_S)
 
+    def _begin_removal(self, task_id: str) -> None:
+        """From here on it is not prepared."""
+        try:
+            (self._directory(task_id) / "launch.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise ExecutorError(f"task {task_id}: cannot remove what is left of it: {error}") from error
+
     def _remove(self, task_id: str) -> None:
         try:
             netns.remove(self._netns(task_id))
-            shutil.rmtree(self._directory(task_id), ignore_errors=False)
+            shutil.rmtree(self._directory(task_id))
         except OSError as error:
             raise ExecutorError(f"task {task_id}: cannot remove what is left of it: {error}") from error
 
@@ -295,7 +304,10 @@ class DockerExecutor:
             return None
         sandbox, pid = Sandbox(task_id, self._netns(task_id)), records.living(prepared)
         if pid is not None and not netns.exists(sandbox.netns):
-            await asyncio.to_thread(self._name_netns, task_id, pid)
+            try:
+                await asyncio.to_thread(self._name_netns, task_id, pid)
+            except OSError as error:  # it runs on; the overlay will say what it lacks
+                log.warning("cannot name a task's namespace", extra={"task": task_id, "error": str(error)})
         if self._was_started(task_id):
             return Adopted(task_id, sandbox, pid, None if pid is not None else await self._exit(task_id))
         return Adopted(task_id, sandbox, None, None) if pid is not None else None

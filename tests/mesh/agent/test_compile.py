@@ -218,14 +218,14 @@ def test_an_endpoint_of_a_node_that_is_not_known_is_not_routed() -> None:
 
 # --- both families, policies, where ports are published -------------------------------------------------------------
 
-WEB6 = replace(WEB, spec=replace(WEB.spec, ipv6=True, encrypted=True), subnet6="fd00:1::/64", gateway6="fd00:1::a01:1")
+WEB6 = replace(WEB, spec=replace(WEB.spec, ipv6=True), subnet6="fd00:1::/64", gateway6="fd00:1::a01:1")
 FD = IPv6Network("fd00:1::/64").network_address
 
 
 def test_a_network_of_both_families_has_everything_twice() -> None:
     plan = compiled(WEB6, endpoint(1, "n1"), endpoint(2, "n2"), own_task(1, "web-id"), tasks=running(1))
     network, way = web(plan), router(plan)
-    assert (network.subnet6, network.gateway6, network.encrypted) == (way.subnet6, way.gateway6, True)
+    assert (network.subnet6, network.gateway6) == (way.subnet6, way.gateway6)
     assert network.local[0].address6 == FD + int(A("10.1.0.11"))
     assert [r.address for r in network.remote] == [A("10.1.0.12"), FD + int(A("10.1.0.12"))]
     assert way.local_tasks == (A("10.1.0.11"), FD + int(A("10.1.0.11")))

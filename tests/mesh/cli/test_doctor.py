@@ -12,7 +12,7 @@ from mesh.doctor.checks import Wanted
 from mesh.doctor.facts import Facts
 from tests.mesh.cli.fake import Mesh, make_node
 
-CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "wireguard", "nftables", "ipvs", "sctp"), "")
+CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "nftables", "ipvs", "sctp"), "")
 
 
 @pytest.fixture(autouse=True)

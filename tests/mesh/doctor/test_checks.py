@@ -10,7 +10,7 @@ import pytest
 from mesh.doctor.checks import Finding, Wanted, examine
 from mesh.doctor.facts import Chain, Facts, Interface, Socket, Tunnel
 
-CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "wireguard", "nftables", "ipvs", "sctp"), "")
+CAN = dict.fromkeys(("namespaces", "veth", "vxlan", "nftables", "ipvs", "sctp"), "")
 HEALTHY = Facts(
     kernel="6.1.0",
     kernel_can=CAN,
@@ -39,7 +39,6 @@ def test_a_healthy_machine() -> None:
         (replace(HEALTHY, kernel_can={}), "warning", "kernel", "could not be tried out"),
         (replace(HEALTHY, kernel_can=CAN | {"vxlan": "Operation not supported"}), "error", "kernel", "no vxlan"),
         (replace(HEALTHY, kernel_can=CAN | {"ipvs": "No such file"}), "note", "balancer", "no IPVS"),
-        (replace(HEALTHY, kernel_can=CAN | {"wireguard": "no"}), "note", "encryption", "encrypted networks"),
         (replace(HEALTHY, kernel_can=CAN | {"sctp": "no"}), "note", "sctp", "no SCTP"),
         (
             replace(HEALTHY, sockets=(Socket("tcp", IPv4Address("0.0.0.0"), 7377, "nginx"),)),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from control.model import Mount, Resources, Ulimit
+from control.model import HealthCheck, Mount, Resources, Ulimit
 from mesh.executor.docker.engine import Engine, EngineAway
 from mesh.executor.docker.executor import AWAY, RESTARTED, DockerExecutor
+from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Exit, Launch
 from mesh.lab.image import busybox_image
 from tests.mesh.executor import test_contract
@@ -169,6 +170,17 @@ async def test_want_of_memory_is_named(executor: DockerExecutor) -> None:
     )
     ended = await run(executor, eats)
     assert ended == Exit(137, "it was killed for want of memory")
+
+
+async def test_its_health_is_probed_inside(executor: DockerExecutor) -> None:
+    what = container("sh", "-c", "sleep 0.3; touch /well; exec sleep 1000")
+    netns = (await executor.prepare(what)).netns
+    pid = await executor.start(what)
+    check = HealthCheck(command=("/bin/sh", "-c", "ls /well"))
+    assert "ls: /well: No such file or directory" in await probe(check, netns, "127.0.0.1", pid)
+    await asyncio.sleep(0.5)
+    assert await probe(check, netns, "127.0.0.1", pid) == ""
+    assert await probe(HealthCheck(tcp=80), netns, "127.0.0.1", pid) == "Connection refused"
 
 
 # --- what cannot be -------------------------------------------------------------------------------------------------

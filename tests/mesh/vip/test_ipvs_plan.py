@@ -155,6 +155,24 @@ def test_the_steps_lead_from_any_table_to_any_other(
     assert table == wanted
 
 
+@pytest.mark.parametrize("arrival", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0), (1,)])
+def test_hashed_backends_are_brought_into_one_order_and_never_all_gone(arrival: tuple[int, ...]) -> None:
+    id_, wanted = ServiceId(AF_INET, 7), service(vip({0: 1, 1: 1, 2: 1}, scheduler="sh"), 0)
+    held = replace(wanted, weights={Destination(TASKS[number].packed, 0): 1 for number in arrival})
+    table = dict(held.weights)
+    step = difference({id_: held}, {id_: wanted})
+    for operation in step.before:
+        match operation:
+            case DeleteBackend(_, destination):
+                del table[destination]
+                assert table
+            case PutBackend(_, destination, weight, _):
+                table[destination] = weight
+    assert list(table) == list(wanted.weights)
+    assert step.before or arrival == (0, 1, 2)
+    assert step.after == []
+
+
 def test_only_services_that_take_connections_are_sent_to_ipvs() -> None:
     found = ipvs_plan.elements([vip({0: 1}), vip({0: 0}, "10.1.0.201"), vip({0: 1}, "fd00::9"), port({0: 0})])
     assert found["marks"] == {(int(VIP),): (int(VIP),)}
