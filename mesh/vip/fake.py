@@ -6,10 +6,10 @@ Holds what was applied, reports changes and errors as the kernel does, and can b
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import IPv4Address
 
 from mesh.vip import ingress, maps
-from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
+from mesh.vip.plan import Observed, ObservedService, Report, RouterPlan, VipPlan
+from mesh.vip.rules import Key
 
 
 class FakeKernel:
@@ -18,7 +18,7 @@ class FakeKernel:
     def __init__(self) -> None:
         self.broken: dict[str, str] = {}
         self._routers: dict[str, RouterPlan] = {}
-        self._ports: dict[tuple[Protocol, int], IPv4Address] = {}
+        self._ports: dict[str, dict[Key, Key]] = {}  # elements of the host's maps
 
     def apply(self, plan: VipPlan) -> Report:
         """Take over what differs."""
@@ -29,11 +29,11 @@ class FakeKernel:
             elif self._routers.get(router.netns) != router:
                 self._routers[router.netns] = router
                 report.changes["vip element"] += 1
-        report.errors += ingress.published(plan.published)[1]
-        ports: dict[tuple[Protocol, int], IPv4Address] = {}
-        for port in plan.published:
-            ports.setdefault((port.protocol, port.port), port.router_address)
-        report.changes += Counter({"vip element": len(ports.items() ^ self._ports.items())})
+        ports, errors = ingress.published(plan.published)
+        report.errors += errors
+        names = ports.keys() | self._ports.keys()
+        differing = (ports.get(name, {}).items() ^ self._ports.get(name, {}).items() for name in names)
+        report.changes += Counter({"vip element": sum(map(len, differing))})
         self._ports = ports
         return report
 
@@ -48,7 +48,7 @@ class FakeKernel:
     def observe(self) -> Observed:
         """What was applied, as the kernel would tell it."""
         services = {path: tuple(_observed(router)) for path, router in self._routers.items()}
-        return Observed(services, dict(self._ports))
+        return ingress.observed(services, self._ports)
 
     def flush(self) -> None:
         """Somebody ran `nft flush ruleset` everywhere: the next apply repairs it."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from mesh.vip.maps import PROTOCOL_NAME, PROTOCOL_NUMBER, as_address, is_ipv6
 from mesh.vip.plan import Address, Observed, ObservedService, Protocol, PublishedPort, RouterPlan, VipPlan

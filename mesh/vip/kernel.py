@@ -14,7 +14,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 
 from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
@@ -23,8 +22,8 @@ from mesh.vip.ingress import RouteOrRule
 from mesh.vip.ipvs import Ipvs, abandon, probe
 from mesh.vip.namespace import Namespace, settle, visit
 from mesh.vip.nft import Nft, Reservation, VipError, find
-from mesh.vip.plan import Observed, ObservedService, Protocol, Report, RouterPlan, VipPlan
-from mesh.vip.rules import Edit, Elements, Held, Key, Table
+from mesh.vip.plan import Observed, ObservedService, Report, RouterPlan, VipPlan
+from mesh.vip.rules import Edit, Elements, Held, Table
 from mesh.vip.tables import Tables
 
 _FAILURES = (OSError, VipError)

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from overlay import names
 from tests.netns.vip_lab import Lab, arrived, ask, default_nets, listening, tcp, three_hosts
 from tests.netns.world import OUTSIDE, inside
 
@@ -87,3 +88,32 @@ def test_a_packet_from_an_unknown_router_does_not_reach_a_task(lab: Lab) -> None
                 client.connect((str(entry.address), PORT))
             sources = {socket.inet_ntoa(packet[12:16]) for packet in arrived(task)}
             assert (OUTSIDE in sources) == arrives
+
+
+def test_ports_on_chosen_addresses_can_be_seen(lab: Lab) -> None:
+    host, web = lab.hosts[0], lab.nets["web"]
+    router = names.uplink(web.vni).router_address
+    web.at = (host.address,)
+    lab.apply()
+    seen = lab.kernels[host.number].observe()
+    assert seen.published_at == {(host.address, "tcp", PORT): router, (host.address, "udp", PORT): router}
+    assert ("tcp", PORT) not in seen.published
+    assert seen.published["tcp", 8081] == names.uplink(lab.nets["red"].vni).router_address
+    assert seen.published6 == {}
+
+
+def test_a_port_in_host_mode_answers_only_where_a_task_runs_and_by_that_task_only(lab: Lab) -> None:
+    """As the agent plans it: the port is in the plans of hosts with a task, with the host's own tasks behind it."""
+    for host, own in zip(lab.hosts, ("web1", "web2", None), strict=True):
+        web = lab.nets["web"] = default_nets()["web"]
+        if own is None:
+            web.ports = {}
+        else:
+            web.backends = {lab.address(own): 1}
+        assert lab.kernels[host.number].apply(lab.plan(host)).errors == []
+    for host, own in zip(lab.hosts[:2], ("web1", "web2"), strict=True):
+        seen = [ask(lab.outside, host.address, PORT) for _ in range(4)]
+        assert {(one.task, one.client) for one in seen} == {(own, OUTSIDE)}
+        assert ask(host.netns, "127.0.0.1", PORT).task == own
+    with pytest.raises(ConnectionRefusedError):
+        ask(lab.outside, lab.hosts[2].address, PORT)

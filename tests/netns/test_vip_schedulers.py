@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from mesh.vip.kernel import Kernel
 from mesh.vip.namespace import visit
-from tests.netns.vip_lab import Lab, ask, ask_udp, connected, default_nets, talk, tcp, three_hosts
+from tests.netns.vip_lab import PATIENCE_S, Lab, ask, ask_udp, connected, default_nets, talk, tcp, three_hosts
 from tests.netns.world import inside
 
 pytestmark = pytest.mark.root
@@ -178,3 +179,16 @@ def test_idle_connections_are_known_longer_than_a_keepalive_takes(lab: Lab) -> N
         inside(lab.router(host), "sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=60")
     lab.apply()
     assert visit(lab.router(lab.hosts[0]), idle) == 8100
+
+
+def test_a_client_is_forgotten_when_its_affinity_ends(lab: Lab) -> None:
+    """With IPVS it is not before its last connection has been forgotten, too."""
+    web, client, router = lab.nets["web"], lab.netns("client3"), lab.router(lab.hosts[2])
+    web.affinity_s = 1.0
+    lab.apply()
+    home = ask(client, web.vip).task
+    end = time.monotonic() + PATIENCE_S
+    while "10.1.0.103" in inside(router, "nft", "list", "map", "inet", "mesh", "any_clients"):
+        assert time.monotonic() < end, "the client is still remembered"
+        time.sleep(0.1)
+    assert ask(client, web.vip).task == other(home)

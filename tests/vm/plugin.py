@@ -7,7 +7,12 @@ import os
 import pytest
 
 # Tests of the content of the nftables balancer's own maps and chains. `suite/test_ipvs.py` has their like for IPVS.
-ONLY_NFTABLES = ("test_a_thousand_services_load_and_a_change_of_one_is_a_change_of_few_elements",)
+ONLY_NFTABLES = (
+    "test_a_thousand_services_load_and_a_change_of_one_is_a_change_of_few_elements",
+    "test_the_fewest_connections_are_balanced_in_turn_and_that_is_told",
+    "test_no_change_replaces_the_table_whatever_the_scheduler",
+    "test_a_client_is_forgotten_when_its_affinity_ends",
+)
 # Of the damages to what both balancers share, those that IPVS could notice. All of them are repaired by the same code,
 # which is tried on the machine's own kernel, where a repair takes a tenth of the time.
 REPAIRS = "test_what_others_break_is_repaired["
