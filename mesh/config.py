@@ -182,6 +182,10 @@ class Config:
         default=(), metadata=_key(_upstreams, "servers for other names; empty: those of resolv_conf")
     )
     resolv_conf: str = field(default="/etc/resolv.conf", metadata=_key(_path, "the machine's resolver configuration"))
+    serf_rpc_listen: str = field(
+        default="", metadata=_key(_listen_or_none, "ADDRESS:PORT of Serf's RPC besides its socket; empty: none")
+    )
+    serf_rpc_key: str = field(default="", metadata=_key(_text, "the key that clients of Serf's RPC must know"))
     dns_listen: str = field(
         default="127.0.0.153:53",
         metadata=_key(_listen_or_none, "ADDRESS:PORT where this machine asks for *.mesh; empty: nowhere"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import click
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.lazy import AliasedGroup
 from mesh.cli.options import DURATION
+from mesh.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
     from gossip.serf_client import KeyReport, SerfClient
@@ -21,12 +24,36 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_RPC = "127.0.0.1:7373"
+# meshd serves it there; the agent that runs alone, and Serf's, at 127.0.0.1:7373.
+DEFAULT_RPC = "/run/meshd/serf.sock"
 
 
 @click.group(cls=AliasedGroup)
 def gossip() -> None:
     """Membership, events and queries among nodes, on the wire and the RPC of Serf."""
+
+
+# The agent reads its flags itself: they are Go's (-node NAME), which click would take for letters.
+@gossip.command(
+    "agent",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["--help"],
+    },
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def agent(session: Session, flags: Sequence[str]) -> None:
+    """Run a gossip agent until it leaves, with the flags of "serf agent"; "mesh gossip agent -h" lists them.
+
+    \b
+    Examples:
+      mesh gossip agent -node n1 -bind 10.0.0.1
+      mesh gossip agent -node n2 -bind 10.0.0.2 -join 10.0.0.1
+    """
+    # In the place of this process: the agent lives long, and has no use for what a command line takes.
+    session.execute(sys.executable, [sys.executable, "-m", "gossip.agent_process", *flags], dict(os.environ))
 
 
 def to_agent(command: Callable[P, R]) -> Callable[..., R]:

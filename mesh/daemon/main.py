@@ -19,8 +19,10 @@ from pathlib import Path
 from control.manager import ManagerError
 from control.model import NodeDescription
 from dns.service import NameServer
+from gossip.agent_network import socket_network
 from mesh import machine
 from mesh.agent.agent import Doors
+from mesh.agent.gossip import GossipDoor
 from mesh.config import Config, ConfigError, load_config
 from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
@@ -130,6 +132,9 @@ def _doors(config: Config) -> Doors:
         executor=_executor(config, state),
         overlay=OverlayKernel(netns_dir=config.netns_dir),
         balancer=VipKernel(),
+        gossip=GossipDoor(
+            socket_network, Path(config.socket).with_name("serf.sock"), config.serf_rpc_listen, config.serf_rpc_key
+        ),
         watch=lambda changed: Watch(changed, config.netns_dir),
         name_server=NameServer(
             resolv_conf=config.resolv_conf, upstreams=config.dns_upstreams, outlive=Path(config.socket).parent
