@@ -8,7 +8,7 @@
 3. `entries` replace those at their index and above; they and `hard_state` go to the disk as one write, all or nothing
    (a configuration must not be known to be in the log and forgotten to be committed). `must_sync` False: may be lazy.
 4. When all of that is durable, and so is every earlier Ready: send `messages_after`, and call `Core.advance(number)`.
-   Later ones may be taken and their writes begun meanwhile.
+   Later ones may be taken and their writes begun meanwhile. A Ready with `to_disk` False has nothing for this.
 5. `committed` may be applied at once: they are durable here and agreed on. Before the next call of the core.
 
 A write that fails is the end of the process, never tried again: nobody knows what is on the disk then (rule 4).
@@ -110,6 +110,7 @@ class Ready:
     """See the module."""
 
     number: int
+    to_disk: bool  # whether `advance` is waited for
     hard_state: HardState | None
     entries: tuple[Entry, ...]
     snapshot: SnapshotMeta | None
@@ -130,6 +131,7 @@ class Why(enum.Enum):
     NOT_YET = "the leader has not agreed on anything in its term yet"
     CHANGE_PENDING = "another change of the managers is under way"
     MISTAKE = "that change makes no sense"
+    QUORUM = "those who are left, and can be reached, would not be a majority"
     NOT_CAUGHT_UP = "that manager does not have everything yet"
 
 

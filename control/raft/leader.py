@@ -1,0 +1,420 @@
+"""A leader: replication, commitment, changes of the members, reads, handing over.
+
+What is to be sent to followers is not sent call by call: `flush`, once for each Ready, sends every member what it
+lacks, so entries proposed one by one go out together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from control.raft import quorum
+from control.raft.configuration import ConfChange, Demote, Promote, Remove, encode
+from control.raft.messages import (
+    Append,
+    AppendRefusal,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    InstallSnapshot,
+    Message,
+    PreVote,
+    PreVoteReply,
+    ReadReply,
+    ReadRequest,
+    TermOver,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+    entries_bytes,
+)
+from control.raft.progress import Flow, Progress
+from control.raft.reads import Question
+from control.raft.ready import Accepted, Inconsistent, Kind, Refusal, Role, Why
+from control.raft.state import State
+from control.store.record import Entry
+
+# A leader that ought not to lead and found nobody to take over goes on working for so many election times before it
+# tries again: while it hands over it takes no proposals, and deletions may be what frees its disk.
+HAND_OVER_PAUSE = 4
+
+
+def become_leader(s: State) -> None:
+    """Begin with an entry of this term: only with it anything before it can be committed (case 1)."""
+    assert s.role is not Role.LEADER
+    assert s.id in s.voters
+    s.take_role(Role.LEADER, s.id)
+    s.progress = {
+        member.id: Progress(member.id, s.log.last_index, s.ticks, voter=member.voter)
+        for member in s.configuration.members
+        if member.id != s.id
+    }
+    for progress in s.progress.values():
+        progress.heard = s.ticks  # each has an election time to answer before the quorum is missed
+    # Somebody's change may be in the log, not applied yet (case 13).
+    s.pending_change = s.log.last_index
+    append(s, Kind.NOOP, b"")
+    s.noop_index = s.log.last_index
+
+
+def append(s: State, kind: Kind, data: bytes) -> None:
+    """An entry of this leader."""
+    s.log.append(Entry(s.log.last_index + 1, s.term, int(kind), data))
+    s.flush = True
+
+
+def step_down(s: State) -> None:
+    """Lead no more, in the same term."""
+    s.follow(s.term, "")
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def tick(s: State) -> None:
+    """One tick of a leader."""
+    options = s.options
+    if s.ticks % options.heartbeat_ticks == 0:
+        heartbeat(s)
+    if not has_quorum(s):
+        step_down(s)
+        return
+    if s.transferee and s.ticks - s.transfer_began >= options.election_ticks:
+        s.transferee = ""  # it did not come to pass: take proposals again (case 12)
+    if (s.reluctant or s.stalled()) and s.ticks - s.transfer_began >= HAND_OVER_PAUSE * options.election_ticks:
+        hand_over(s)
+    if s.ticks % options.heartbeat_ticks == 0:
+        promote_learners(s)
+
+
+def has_quorum(s: State) -> bool:
+    """Whether a majority of the voters was heard within an election time (case 9)."""
+    return _heard(s, s.voters) >= quorum.majority(len(s.voters))
+
+
+def _heard(s: State, voters: Sequence[str]) -> int:
+    horizon = s.ticks - s.options.election_ticks
+    return sum(1 for voter in voters if voter == s.id or s.progress[voter].heard >= horizon)
+
+
+def heartbeat(s: State) -> None:
+    """To all. It may carry no commit beyond what a member has: it could have something else there."""
+    number = s.reads.next_round()
+    for progress in s.progress.values():
+        commit = min(progress.match, s.log.commit)
+        s.send(Heartbeat(s.id, progress.id, s.term, commit, number))
+
+
+# --- replication ------------------------------------------------------------------------------------------------------
+
+
+def flush(s: State) -> None:
+    """Send each member what it lacks, as far as it may be sent."""
+    s.flush = False
+    for progress in s.progress.values():
+        send_appends(s, progress)
+    if s.reads.dirty:
+        heartbeat(s)
+        confirm_reads(s)
+
+
+def send_appends(s: State, progress: Progress, *, empty: bool = False) -> None:
+    """Entries, a snapshot, or only news of what is committed. `empty`: send at least something."""
+    log, commit = s.log, s.log.commit
+    while progress.may_send(s.options):
+        has_more = progress.next <= log.last_index
+        if not (has_more or empty or _commit_is_news(s, progress)):
+            return
+        if not send_append(s, progress):
+            return
+        progress.sent_commit = commit
+        empty = False
+
+
+def _commit_is_news(s: State, progress: Progress) -> bool:
+    return progress.flow is Flow.REPLICATE and progress.sent_commit < s.log.commit
+
+
+def send_append(s: State, progress: Progress) -> bool:
+    """One message. False if there is nothing to be sent in its place."""
+    log, prev = s.log, progress.next - 1
+    prev_term = log.term(prev)
+    if prev_term is None or prev < log.base_index:
+        return send_snapshot(s, progress)
+    entries = log.between(progress.next, log.last_index, s.options.append_bytes)
+    s.send(Append(s.id, progress.id, s.term, prev, prev_term, log.commit, entries))
+    if entries or progress.flow is Flow.PROBE:
+        progress.sent(prev + len(entries), entries_bytes(entries))
+    return True
+
+
+def send_snapshot(s: State, progress: Progress) -> bool:
+    """In place of entries that are gone; only to one that is there to take it."""
+    if s.ticks - progress.heard > s.options.election_ticks:
+        return False
+    assert s.snapshot is not None, "entries are only forgotten when a snapshot holds them"
+    progress.snapshot(s.snapshot.index)
+    s.send(InstallSnapshot(s.id, progress.id, s.term, s.snapshot))
+    return False
+
+
+def commit(s: State) -> None:
+    """Count what a majority has durably; this member only what its own disk has (rules 1 and 2).
+
+    Only an entry of this term is committed by counting (case 1): one of an earlier term could still be replaced by a
+    leader that has a later one (thesis 3.6.2).
+    """
+    index = quorum.agreed([s.log.durable if voter == s.id else s.progress[voter].match for voter in s.voters])
+    if index <= s.log.commit or s.log.term(index) != s.term:
+        return
+    first = s.log.commit < s.noop_index
+    s.log.commit_to(index)
+    if first:
+        s.reads.release(index)
+    s.flush = True
+
+
+def on_append_reply(s: State, m: AppendReply) -> None:
+    """It has more, or is heard again."""
+    progress = s.progress.get(m.sender)
+    if progress is None:
+        return
+    progress.heard = s.ticks
+    if m.index > s.log.last_index:
+        return  # of an entry that never was: somebody else's doing
+    news = progress.acknowledged(m.index)
+    if progress.flow is Flow.PROBE and (news or m.index == progress.match):
+        progress.replicate()
+    elif progress.flow is Flow.SNAPSHOT and progress.match >= s.log.base_index:
+        progress.replicate()  # it has caught up: by the snapshot, an earlier one, or another leader's entries (case 19)
+    if news:
+        commit(s)
+        if s.transferee == m.sender and progress.match == s.log.last_index:
+            s.send(TimeoutNow(s.id, m.sender, s.term))
+    s.flush = True
+
+
+def on_append_refusal(s: State, m: AppendRefusal) -> None:
+    """The logs part before `prev_index`: go to where they may meet, a term at a time (case 16)."""
+    progress = s.progress.get(m.sender)
+    if progress is None:
+        return
+    progress.heard = s.ticks
+    meeting, _ = s.log.meeting(m.hint_index, m.hint_term)
+    if progress.refused(m.prev_index, meeting):
+        send_appends(s, progress)
+
+
+def on_heartbeat_reply(s: State, m: HeartbeatReply) -> None:
+    """It lives, and knows no later term: the round counts. Whatever it lacks may have got lost on the way."""
+    progress = s.progress.get(m.sender)
+    if progress is None:
+        return
+    progress.heard = s.ticks
+    progress.paused = False
+    if progress.flow is Flow.REPLICATE and progress.full(s.options):
+        progress.free_one()
+    if progress.match < s.log.last_index or progress.flow is Flow.PROBE:
+        send_appends(s, progress, empty=True)
+    if m.round > progress.round:
+        progress.round = m.round
+        confirm_reads(s)
+
+
+def on_unreachable(s: State, member_id: str) -> None:
+    """What is under way to it is lost, probably."""
+    progress = s.progress.get(member_id)
+    if progress is not None and progress.flow is Flow.REPLICATE:
+        progress.probe()
+
+
+def on_snapshot_report(s: State, member_id: str, *, ok: bool) -> None:
+    """The snapshot has arrived, or will not: find out by an append when it is heard next."""
+    progress = s.progress.get(member_id)
+    if progress is None or progress.flow is not Flow.SNAPSHOT:
+        return
+    if not ok:
+        progress.snapshot_index = 0
+    progress.probe()
+    progress.paused = True
+
+
+# --- reads ------------------------------------------------------------------------------------------------------------
+
+
+def ask(s: State, question: Question) -> bool:
+    """A question for a read index. False if there are too many."""
+    if s.reads.count() >= s.options.reads_max:
+        return False
+    if s.log.term(s.log.commit) != s.term:
+        s.reads.held.append(question)
+    else:
+        s.reads.enter(question, s.log.commit)
+        s.flush = True
+    return True
+
+
+def confirm_reads(s: State) -> None:
+    """Answer what a majority has confirmed. Learners have no part in it (case 11)."""
+    reads = s.reads
+    if not reads.open:
+        return
+    up_to = quorum.agreed([reads.round if voter == s.id else s.progress[voter].round for voter in s.voters])
+    for index, question in reads.confirmed(up_to):
+        if question.asker == s.id:
+            reads.answer(question.read_id, index)
+        else:
+            s.send(ReadReply(s.id, question.asker, s.term, question.read_id, index))
+
+
+# --- proposals --------------------------------------------------------------------------------------------------------
+
+
+def propose(s: State, data: Sequence[bytes]) -> Accepted | Refusal:
+    """Entries, if there is room for them; a single large one always finds room in an empty log."""
+    if s.transferee:
+        return Refusal(Why.TRANSFERRING, s.id)
+    size = sum(len(one) for one in data)
+    if s.log.uncommitted_bytes and s.log.uncommitted_bytes + size > s.options.uncommitted_bytes:
+        return Refusal(Why.TOO_MUCH, s.id)
+    for one in data:
+        append(s, Kind.DATA, one)
+    return Accepted(s.log.last_index, s.term)
+
+
+def propose_change(s: State, change: ConfChange, mistake: str) -> Accepted | Refusal:
+    """One at a time, and none before this term has committed something.
+
+    Without the latter two leaders could each make a change of the same configuration, and their majorities need not
+    meet (Ongaro, raft-dev 2015). An unapplied one is looked for by index, those of earlier terms included.
+    """
+    if s.transferee:
+        return Refusal(Why.TRANSFERRING, s.id)
+    if s.log.term(s.log.commit) != s.term:
+        return Refusal(Why.NOT_YET, s.id)
+    if s.pending_change > s.log.applied:
+        return Refusal(Why.CHANGE_PENDING, s.id)
+    if mistake:
+        return Refusal(Why.MISTAKE, s.id, mistake)
+    if isinstance(change, Promote) and not _is_ready(s, change.member_id):
+        return Refusal(Why.NOT_CAUGHT_UP, s.id)
+    if isinstance(change, Demote | Remove) and not _survives_without(s, change.member_id):
+        return Refusal(Why.QUORUM, s.id)
+    append(s, Kind.CHANGE, encode(change))
+    s.pending_change = s.log.last_index
+    return Accepted(s.log.last_index, s.term)
+
+
+def _is_ready(s: State, member_id: str) -> bool:
+    """Whether a voter more would not hold up anything: it has what is committed, and was heard just now."""
+    progress = s.progress[member_id]
+    return progress.match >= s.log.commit and s.ticks - progress.heard <= s.options.election_ticks
+
+
+def _survives_without(s: State, member_id: str) -> bool:
+    """Whether those who are left, and were heard just now, can agree."""
+    left = [voter for voter in s.voters if voter != member_id]
+    if len(left) == len(s.voters):
+        return True
+    return _heard(s, left) >= quorum.majority(len(left))
+
+
+def promote_learners(s: State) -> None:
+    """Those that have caught up, one after the other."""
+    for member in s.configuration.members:
+        if member.voter or member.standby:
+            continue
+        progress = s.progress[member.id]
+        if not progress.caught_up(s.log.last_index, s.ticks, s.options.election_ticks):
+            continue
+        if isinstance(propose_change(s, Promote(member.id), ""), Accepted):
+            return
+
+
+def changed(s: State) -> None:
+    """A new configuration is in force."""
+    for member in s.configuration.members:
+        if member.id == s.id:
+            continue
+        progress = s.progress.get(member.id)
+        if progress is None:
+            progress = s.progress[member.id] = Progress(member.id, s.log.last_index, s.ticks, voter=member.voter)
+            progress.heard = s.ticks
+        progress.voter = member.voter
+    _dismiss(s)
+    if s.transferee and s.transferee not in s.voters:
+        s.transferee = ""
+    if s.promotable:
+        commit(s)  # a smaller majority may have been reached already
+        confirm_reads(s)
+        s.flush = True
+    else:
+        _leave(s)
+
+
+def _dismiss(s: State) -> None:
+    """Tell those that have no part any more, once; if that is lost, nobody answers them."""
+    for member_id in [one for one in s.progress if s.configuration.find(one) is None]:
+        progress = s.progress[member_id]
+        if progress.flow is not Flow.SNAPSHOT:
+            send_append(s, progress)
+        del s.progress[member_id]
+
+
+def _leave(s: State) -> None:
+    """This leader is no voter any more (case 14): all hear what is committed, the best of them campaigns at once."""
+    for progress in s.progress.values():
+        if progress.flow is Flow.REPLICATE:
+            send_append(s, progress)
+    best = successor(s)
+    if best:
+        s.send(TimeoutNow(s.id, best, s.term))
+    step_down(s)
+
+
+# --- handing over -----------------------------------------------------------------------------------------------------
+
+
+def transfer(s: State, to: str) -> Refusal | None:
+    """Hand the leadership over, once `to` has everything. Meanwhile, or for an election time, nothing is taken (case
+    12)."""
+    if to == s.id or to not in s.voters:
+        return Refusal(Why.MISTAKE, s.id, f"manager {to} cannot take over: it is no voter, or leads already")
+    s.transferee, s.transfer_began = to, s.ticks
+    progress = s.progress[to]
+    if progress.match == s.log.last_index:
+        s.send(TimeoutNow(s.id, to, s.term))
+    else:
+        send_appends(s, progress, empty=True)
+    return None
+
+
+def hand_over(s: State) -> None:
+    """To the best there is, because this one's disk is full or hangs (case 26)."""
+    best = successor(s)
+    if best:
+        transfer(s, best)
+
+
+def successor(s: State) -> str:
+    """The voter that has most and was heard within an election time; "" if there is none."""
+    horizon = s.ticks - s.options.election_ticks
+    fit = [p for p in s.progress.values() if p.voter and p.heard >= horizon and p.match > 0]
+    return max(fit, key=lambda p: (p.match, p.heard, p.id)).id if fit else ""
+
+
+def step(s: State, m: Message) -> None:
+    """A message of this term to a leader."""
+    match m:
+        case AppendReply():
+            on_append_reply(s, m)
+        case HeartbeatReply():
+            on_heartbeat_reply(s, m)
+        case AppendRefusal():
+            on_append_refusal(s, m)
+        case ReadRequest():
+            ask(s, Question(m.sender, m.read_id))  # if there are too many, it will ask again
+        case Append() | Heartbeat() | InstallSnapshot():
+            raise Inconsistent(f"both this manager and {m.sender} lead in term {m.term}")
+        case PreVote() | PreVoteReply() | Vote() | VoteReply() | TermOver() | TimeoutNow() | ReadReply():
+            pass  # late answers, and elections that this leader has won
