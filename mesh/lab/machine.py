@@ -20,7 +20,14 @@ _LOOKS: Mapping[str, tuple[str, ...]] = {
     "named namespaces": ("ip", "netns", "list"),
     "nftables": ("nft", "--stateless", "list", "ruleset"),
 }
-_OURS = ("mesh/lab/init.py", "mesh/lab/whoami", "mesh.lab.whoami", "bin/meshd", "mesh/executor/shim.py")
+_OURS = (
+    "mesh/lab/init.py",
+    f"dockerd --data-root={ROOT}",
+    "mesh/lab/whoami",
+    "mesh.lab.whoami",
+    "bin/meshd",
+    "mesh/executor/shim.py",
+)
 
 
 def snapshot(lab: str = "lab", root: Path = ROOT) -> dict[str, frozenset[str]]:
