@@ -104,7 +104,14 @@ class Cluster:
 
     # Nodes
 
-    def start(self, name: str, *, address: Address | None = None, incarnation: int | None = None) -> Node:
+    def start(
+        self,
+        name: str,
+        *,
+        address: Address | None = None,
+        incarnation: int | None = None,
+        recorder: type[Recorder] = Recorder,
+    ) -> Node:
         """A machine (again); its incarnation is from the clock unless it is given."""
         place = len(self.nodes)
         host = f"10.0.{place // 250}.{place % 250 + 1}"
@@ -116,7 +123,7 @@ class Cluster:
         node.life += 1
         node.up = True
         node.wake_s = float("inf")
-        node.seen = Recorder()
+        node.seen = recorder()
         self._make(node, 1000 + int(self.now / 60) if incarnation is None else incarnation)
         node.swim.start(self.now)
         self.turn(node)
@@ -129,9 +136,9 @@ class Cluster:
         source = random.Random(self.random.random())
         node.swim = Swim(config, node.seen, source, envelope, self.now, self._encoded)
 
-    def formed(self, count: int) -> list[Node]:
+    def formed(self, count: int, recorder: type[Recorder] = Recorder) -> list[Node]:
         """So many nodes that know each other already."""
-        nodes = [self.start(f"n{number}") for number in range(count)]
+        nodes = [self.start(f"n{number}", recorder=recorder) for number in range(count)]
         members = [node.swim.me for node in nodes]
         for node in nodes:
             node.swim.bootstrap(members)
