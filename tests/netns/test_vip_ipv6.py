@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from mesh.vip.kernel import Kernel
+from mesh.vip.namespace import visit
 from tests.netns.vip_ipv6 import (
     GATEWAY6,
     OUTSIDE6,
@@ -21,12 +25,13 @@ from tests.netns.vip_ipv6 import (
     plan6,
     speak,
 )
-from tests.netns.vip_lab import Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
+from tests.netns.vip_lab import PATIENCE_S, Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
 from tests.netns.world import OUTSIDE, inside
 
 pytestmark = pytest.mark.root
 
 PORT = 8080
+PACKET_TOO_BIG, LINK_MTU, HEADERS6_BYTES = 2, 1500, 48
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,20 @@ def test_a_vip_reaches_tasks_on_this_and_other_hosts_which_see_the_clients_own_a
             seen = Counter(question(lab.netns(source), VIP6) for _ in range(4))
             assert {one.task for one in seen} == {"web1", "web2"}
             assert {one.client for one in seen} == {str(address6(lab, source))}
+
+
+def test_ports_and_services_of_ipv6_can_be_seen(lab: Lab) -> None:
+    host, web = lab.hosts[0], lab.nets["web"]
+    web.at = (ip_address(host6(host)),)
+    web.ports = {("tcp", PORT + 100): 80}
+    plan = plan6(lab, host)
+    everywhere = replace(plan.published[0], port=PORT, addresses=())
+    kernel = lab.kernels[host.number]
+    assert kernel.apply(replace(plan, published=(*plan.published, everywhere))).errors == []
+    seen = kernel.observe()
+    assert seen.published6 == {(everywhere.protocol, PORT): UPLINK_ROUTER6}
+    assert seen.published_at[ip_address(host6(host)), "tcp", PORT + 100] == UPLINK_ROUTER6
+    assert VIP6 in {one.address for one in seen.services[lab.router(host)]}
 
 
 def test_both_families_answer_beside_each_other(lab: Lab) -> None:
@@ -104,8 +123,29 @@ def test_a_vip_answers_ping(lab: Lab) -> None:
 
 
 def test_a_packet_that_is_too_big_is_told_to_the_sender_through_the_translation(lab: Lab) -> None:
-    """The VXLAN carries less than the client's link: without the message the connection would hang."""
+    """The VXLAN carries less than the client's link. (TCP does not come to that: its segments are clamped.)"""
     inside(lab.outside, "ip", "-6", "route", "flush", "cache")
+    entry = host6(lab.hosts[2])
+    lab.nets["web"].backends = {lab.address("web2"): 1}  # on another host
+    apply6(lab)
+    with (
+        visit(lab.outside, lambda _: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)) as heard,
+        udp(lab.outside, entry) as flow,
+    ):
+        heard.settimeout(PATIENCE_S)
+        flow.connect((str(entry), PORT))
+        assert talk(flow).task == "web2"
+        flow.send(bytes(LINK_MTU - HEADERS6_BYTES))
+        message = next(data for data in iter(lambda: heard.recv(2000), b"") if data[0] == PACKET_TOO_BIG)
+        assert int.from_bytes(message[4:8], "big") < LINK_MTU
+        # What it is about is the client's packet as the client sent it, and not as it was translated.
+        assert message[32:48] == ip_address(str(entry)).packed
+        assert flow.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE  # the sender took it as its own
+        flow.send(bytes(LINK_MTU - HEADERS6_BYTES))  # now in fragments
+        assert flow.recv(500).startswith(b"web2")
+
+
+def test_much_is_sent_through_a_smaller_network_over_tcp(lab: Lab) -> None:
     with connected(lab.outside, host6(lab.hosts[2]), PORT) as connection:
         talk(connection)
         connection.sendall(b"x" * 20_000)

@@ -27,8 +27,9 @@ LIMIT_S = 900.0
 BALANCERS = ("ipvs", "nftables")
 
 _BOTH = tuple(f"tests/netns/test_vip_{part}.py" for part in ("paths", "life", "ipv6"))
-# What is about the nftables balancer's own maps runs on the machine's kernel, with all the rest of tests/netns.
-_SUITES = {"ipvs": (*_BOTH, "tests/vm/suite", "tests/netns/test_vip_reconcile.py"), "nftables": _BOTH}
+_ONLY_IPVS = tuple(f"tests/netns/test_{part}.py" for part in ("vip_schedulers", "vip_moves", "ports_places"))
+# nftables has all of tests/netns on the machine's own kernel.
+_SUITES = {"ipvs": (*_BOTH, "tests/vm/suite", "tests/netns/test_vip_reconcile.py", *_ONLY_IPVS), "nftables": _BOTH}
 
 
 @dataclass(frozen=True)
