@@ -155,6 +155,11 @@ class Agent:
         """Which executor runs the tasks of this node."""
         return self._doors.executor.name
 
+    def describe(self, description: NodeDescription) -> None:
+        """Tell the managers something else of this node."""
+        self.session.description = description
+        self.connection.reopen()
+
     async def leave(self) -> None:
         """Stop and remove every task and everything in the kernel; the caller forgets the identity."""
         self._leaving = True

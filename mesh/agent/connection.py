@@ -45,10 +45,16 @@ class Connection:
         """`changed` is called after each message that changed the assignments."""
         self._session, self._managers, self._changed, self._random = session, managers, changed, random_source
         self._kick = asyncio.Event()
+        self._reopen = False
         self.error = ""  # why there is no stream, if there is none
 
     def kick(self) -> None:
         """The session has something to say."""
+        self._kick.set()
+
+    def reopen(self) -> None:
+        """End the stream; the next one begins with what the session then says of this node."""
+        self._reopen = True
         self._kick.set()
 
     @property
@@ -77,6 +83,7 @@ class Connection:
         try:
             async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
                 call = DispatcherStub(channel).Session()
+                self._reopen = False
                 self._session.open(_now())
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._read(call))
@@ -99,6 +106,8 @@ class Connection:
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.NodeMessage, pb.ManagerMessage]) -> None:
         while True:
+            if self._reopen:
+                raise _StreamEnded("this node has news of itself")
             self._session.wake(_now())
             for message in self._session.drain():
                 try:

@@ -158,10 +158,11 @@ def _kinds(config: Config) -> tuple[str, ...]:
     """What this node says that it can run: with "auto", containers if an engine answers. Blocking."""
     if config.executor == "process":
         return ("process",)
+    if config.executor == "docker":
+        return ("docker", "process")
     why = _engine().ask()
-    if why:
-        log.info("no engine for containers", extra={"why": why})
-    return ("docker", "process") if config.executor == "docker" or not why else ("process",)
+    log.debug("looked for an engine for containers", extra={"why_not": why})
+    return ("process",) if why else ("docker", "process")
 
 
 def _describe(config: Config, data_address: str) -> NodeDescription:

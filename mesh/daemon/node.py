@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 5.0
+# An engine that comes after us is noticed within twice this; one that is only restarted is not missed.
+EXECUTORS_LOOK_S = 5.0
 # `init` and `join` wait this long for the node's first session; it is there in a fraction.
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_POLL_S = 0.02
@@ -133,6 +135,7 @@ class Node:
                 )
                 group.create_task(self._agent.run())
                 group.create_task(self._until_left(self._agent))
+                group.create_task(self._follow_executors(self._agent, description))
         except* _Left:
             log.info("leaving the cluster")
         finally:
@@ -141,6 +144,19 @@ class Node:
                 await self._manager.close()
                 self._manager = None
         await self._forget(identity)  # there is no other way to get here than to leave
+
+    async def _follow_executors(self, agent: Agent, description: NodeDescription) -> None:
+        """Tell the managers when an engine for containers has come, or has been away for some time."""
+        log.info("runs", extra={"executors": ", ".join(description.executors)})
+        seen = description.executors
+        while True:
+            await asyncio.sleep(EXECUTORS_LOOK_S)
+            found = (await asyncio.to_thread(self._describe, agent.identity.data_address)).executors
+            if found == seen and found != description.executors:
+                log.info("runs", extra={"executors": ", ".join(found)})
+                description = msgspec.structs.replace(description, executors=found)
+                agent.describe(description)
+            seen = found
 
     async def _until_left(self, agent: Agent) -> None:
         await self._leave.wait()

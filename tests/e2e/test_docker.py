@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -128,9 +129,17 @@ def come_back(cluster: Cluster) -> None:
     gone = {name for name in containers(cluster, "h2") if name.startswith("api.")}
     cluster.lab.stop_engine("h2", signal.SIGKILL)
     assert answered_by(cluster, "client.1", "http://api/", 8), "without its engine a container serves on"
+    cluster.until("h2 offers no containers", lambda: executors(cluster, "h2") == ["process"])
     cluster.lab.start_engine("h2")  # which ends the containers of the one before it
     replaced(cluster, "h2", gone)
     cluster.until("all answer", lambda: all(cluster.answers(t) for t in cluster.running("api")))
+    cluster.until("h2 offers containers again", lambda: executors(cluster, "h2") == ["docker", "process"])
+
+
+def executors(cluster: Cluster, host: str) -> list[str]:
+    """What a node says that it can run."""
+    said = cluster.mesh("node", "inspect", "--format", "{{json .Description.Executors}}", host).stdout
+    return list(json.loads(said))
 
 
 def replaced(cluster: Cluster, host: str, gone: set[str]) -> None:
