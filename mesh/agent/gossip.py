@@ -106,7 +106,6 @@ class Gossip:
                 address=Address(self._data_address, settings.gossip_port),
                 tags={NODE_TAG: self._node_id},
                 keys=_keys(settings),
-                label=settings.cluster_id,
                 snapshot=self._snapshot,
                 endpoints=True,
                 boot_epoch=self._wall_ms() // 1000,

@@ -101,8 +101,13 @@ def bare_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def cluster(bare_lab: Lab) -> Cluster:
     """The hosts of `bare_lab` as one cluster, the first its manager, with the network "web"."""
+    return joined(bare_lab, "500ms")
+
+
+def joined(bare_lab: Lab, heartbeat: str) -> Cluster:
+    """A cluster of the hosts of a lab."""
     made = Cluster(bare_lab, tuple(bare_lab.hosts()))
-    made.mesh("init", "--dispatcher-heartbeat", "500ms")
+    made.mesh("init", "--dispatcher-heartbeat", heartbeat)
     token = made.mesh("token", "show", "worker", "-q").stdout.strip()
     for host in made.hosts[1:]:
         made.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host=host)
