@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from control.model import (
     BalancePolicy,
+    ContainerSpec,
     NamePolicy,
     PortSpec,
     Resources,
@@ -159,6 +160,7 @@ def _work(task: TaskSpec) -> list[Line]:
         lines = [(0, "ContainerSpec", ""), (1, "Image", container.image)]
         lines += [(1, "Command", " ".join(container.command))] if container.command else []
         lines += [(1, "Args", " ".join(container.args))] if container.args else []
+        lines += _surroundings(container)
         env, workdir, user, hostname = container.env, container.workdir, container.user, container.hostname
     else:
         return []
@@ -167,6 +169,29 @@ def _work(task: TaskSpec) -> list[Line]:
     lines += [(1, "User", user)] if user else []
     lines += [(1, "Hostname", hostname)] if hostname else []
     return lines
+
+
+def _surroundings(container: ContainerSpec) -> list[Line]:
+    """What only containers have, where it differs from what every container has."""
+    mounts = [
+        f"{m.kind} {m.source or '-'} at {m.target}" + (", read only" if m.read_only else "") for m in container.mounts
+    ]
+    said = {
+        "Mounts": "; ".join(mounts),
+        "Groups": " ".join(container.groups),
+        "Hosts": "; ".join(container.hosts),
+        "Limits": " ".join(f"{limit.name}={limit.soft}:{limit.hard}" for limit in container.ulimits),
+        "Sysctls": " ".join(f"{name}={value}" for name, value in container.sysctls.items()),
+        "Capabilities added": " ".join(container.cap_add),
+        "Capabilities dropped": " ".join(container.cap_drop),
+        "Root file system": "read only" if container.read_only else "",
+        "Init": "yes" if container.init else "",
+        "Terminal": "yes" if container.tty else "",
+        "Log driver": container.log_driver,
+        "Log options": " ".join(f"{name}={value}" for name, value in container.log_options.items()),
+        "Pulled": container.pull if container.pull != "always" else "",
+    }
+    return [(1, name, text) for name, text in said.items() if text]
 
 
 def _resources(task: TaskSpec) -> list[Line]:

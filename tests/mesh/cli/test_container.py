@@ -9,6 +9,7 @@ import pytest
 
 from control.model import ContainerSpec, Mount, ProcessSpec, ServiceSpec, TaskSpec, Ulimit
 from mesh.cli.container import OPTIONS, with_container
+from mesh.cli.show.services import _surroundings
 from mesh.cli.text import TextError
 from mesh.cli.text.container import parse_host, parse_mount, parse_setting, parse_ulimit, parse_words
 
@@ -77,3 +78,17 @@ def test_every_option_is_looked_at() -> None:
     for name in names:
         with pytest.raises(TextError):
             with_container(ServiceSpec(name="a", task=TaskSpec()), {name: "given"})
+
+
+def test_inspect_shows_what_differs_from_every_container() -> None:
+    container = ContainerSpec(
+        image="x", groups=("a",), init=True, read_only=True, sysctls={"k": "1"}, cap_drop=("ALL",), pull="never",
+        mounts=(Mount(kind="bind", source="/a", target="/b", read_only=True), Mount(kind="volume", target="/c")),
+        ulimits=(Ulimit(name="core", soft=0, hard=-1),),
+    )  # fmt: skip
+    shown = dict(line[1:] for line in _surroundings(container))
+    assert shown == {
+        "Mounts": "bind /a at /b, read only; volume - at /c", "Groups": "a", "Limits": "core=0:-1", "Sysctls": "k=1",
+        "Capabilities dropped": "ALL", "Root file system": "read only", "Init": "yes", "Pulled": "never",
+    }  # fmt: skip
+    assert _surroundings(ContainerSpec(image="x")) == []
