@@ -20,11 +20,12 @@ INCARNATION_EPOCH_S = 1767225600
 # A single message must not push an incarnation to its end, where nobody could refute any more. Two years of minutes.
 JUMP_MAX = 1 << 20
 INCARNATION_MAX = U32_MAX + 1 - JUMP_MAX
+FIRST_INCARNATION_MAX = INCARNATION_MAX // 2  # of a node that nobody knows: it leaves 2,000 times JUMP_MAX to refute
 
 
 def first_incarnation(unix_s: float) -> int:
     """Of a node that starts at this time."""
-    return min(max(1, int(unix_s - INCARNATION_EPOCH_S) // 60), INCARNATION_MAX // 2)
+    return min(max(1, int(unix_s - INCARNATION_EPOCH_S) // 60), FIRST_INCARNATION_MAX)
 
 
 class SwimConfig(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from gossip.delegate import Address, Change, Member, MemberEvent, State
 from gossip.members import Members
 from gossip.suspicion import Suspicion, suspicion
 from gossip.swim_outbox import Outbox
-from gossip.swim_ports import INCARNATION_MAX, JUMP_MAX, SwimConfig, Timer, Timers
+from gossip.swim_ports import FIRST_INCARNATION_MAX, INCARNATION_MAX, JUMP_MAX, SwimConfig, Timer, Timers
 from gossip.wire import Alive, Dead, Suspect, alive_of, encode
 
 # Members that are known at once: more than any pool of gossip should have. Who has a key could invent names for ever.
@@ -260,9 +260,9 @@ class Rules:
     # Helpers
 
     def _plausible(self, incarnation: int, known: Member | None) -> bool:
-        if incarnation > INCARNATION_MAX:
-            return False
-        return known is None or incarnation <= max(known.incarnation, self._config.incarnation) + JUMP_MAX
+        if known is None:  # its clock may be as wrong as it likes
+            return incarnation <= FIRST_INCARNATION_MAX
+        return incarnation <= min(max(known.incarnation, self._config.incarnation) + JUMP_MAX, INCARNATION_MAX)
 
     def _tell(self, name: str, message: bytes) -> None:
         self._outbox.broadcasts.queue(message, name)

@@ -159,7 +159,7 @@ def test_incarnations_cannot_be_pushed_to_their_end() -> None:
     bench = Bench(member("a"))
     for message in (
         alive_of(member("a", incarnation=START + JUMP_MAX + 1)),
-        alive_of(member("new", incarnation=INCARNATION_MAX + 1)),
+        alive_of(member("new", incarnation=INCARNATION_MAX // 2 + 1)),
         Suspect(START + JUMP_MAX + 1, "a", "b"),
         Dead(U32_MAX, "a", "b"),
         Dead(U32_MAX, "me", "b"),
