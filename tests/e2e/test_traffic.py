@@ -43,6 +43,7 @@ def load(cluster: Cluster, host: str, *argv: str) -> Iterator[Outcome]:
             assert process.stdout.readline() == "ready\n"
             yield outcome
             out, _ = process.communicate(timeout=30)
+            assert out, f"the load ended with {process.returncode}"
             outcome.seen = json.loads(out)
         finally:
             process.kill()
