@@ -180,6 +180,7 @@ class Prober:
             self._delegate.ping_complete(probe.member, rtt_s, payload, now)
 
     def _end(self, probe: _Probe, now: float) -> None:
+        late_s = now - probe.end.at_s if probe.end is not None else 0.0
         self._finish(probe)
         name = probe.member.name
         if probe.detour:
@@ -188,6 +189,9 @@ class Prober:
             self._awareness.apply(-1)
         elif probe.local_errors >= probe.sends:  # it says nothing about the other one
             self._outbox.counts["probes_unsent"] += 1
+            self._awareness.apply(1)
+        elif late_s > self._profile.probe_timeout_s:  # this process stood still, and may not have read the answer yet
+            self._outbox.counts["probes_late"] += 1
             self._awareness.apply(1)
         else:
             self._outbox.counts["probes_failed"] += 1

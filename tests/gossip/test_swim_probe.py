@@ -178,6 +178,16 @@ def test_what_this_node_could_not_send_is_no_sign_of_death() -> None:
     assert bench.swim.counts["probes_unsent"] == 1
 
 
+def test_a_process_that_stood_still_blames_itself() -> None:
+    bench, _, target = _probing(A, B, C, D)
+    bench.pass_time(0.51)
+    bench.now += 5.0
+    bench.swim.wake(bench.now)
+    assert bench.member(target.name).state is State.ALIVE
+    assert bench.swim.awareness.score == 1
+    assert bench.swim.counts["probes_late"] == 1
+
+
 def test_if_only_the_target_cannot_be_sent_to_the_helpers_decide() -> None:
     bench, _, target = _probing(A, B, C, D)
     bench.swim.send_failed(target.address, bench.now)
