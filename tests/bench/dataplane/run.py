@@ -1,14 +1,17 @@
-"""Balancing on this machine's kernel, measured: `.venv/bin/python -m tests.bench.dataplane.run` (root, a minute).
+"""Balancing on this machine's kernel, measured: `.venv/bin/python -m tests.bench.dataplane.run` (root, two minutes).
 
 One client opens and closes connections to one server on the same host, through the router: to the task's own address
-(routed, with connection tracking), and to a service's, balanced by our maps or by rules as kube-proxy writes them for
-iptables. Rounds of all paths are interleaved; medians, and ratios to the routed path. Then what it takes to program.
+(routed, with connection tracking), and to a service's, balanced by our maps, by rules as kube-proxy writes them for
+iptables, or by haproxy; and through a router that tracks nothing. Rounds of all paths are interleaved; medians, and
+ratios to the routed path. Then throughput, also between hosts, and what it takes to program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -22,10 +25,13 @@ from pathlib import Path
 
 from mesh.vip.kernel import Kernel
 from mesh.vip.plan import Backend, VirtualService
+from tests.bench.dataplane.rivals import process, proxied, untracked
+from tests.bench.dataplane.throughput import throughput
 from tests.netns.vip_lab import Lab, three_hosts
 from tests.netns.world import inside
 
 ROUNDS, ROUND_S, PORT = 5, 0.6, 7000
+_UNTRACKED = "routed, no connection tracking"
 CLIENT = """
 import json, socket, sys, time
 address, seconds, took = (sys.argv[1], 7000), float(sys.argv[2]), []
@@ -71,14 +77,14 @@ def iptables(lab: Lab, count: int) -> None:
     inside(router, "ip", "route", "replace", "local", "10.1.0.250", "dev", "lo")
 
 
-def connect(lab: Lab, to: str) -> list[float]:
+def connect(client: str, to: str) -> list[float]:
     """[connections per second, median and 99th percentile of the time to connect in microseconds]"""
-    argv = ["nsenter", f"--net={lab.netns('client1')}", sys.executable, "-c", CLIENT, to, str(ROUND_S)]
+    argv = ["nsenter", f"--net={client}", sys.executable, "-c", CLIENT, to, str(ROUND_S)]
     found: list[float] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
     return found
 
 
-def connections(lab: Lab) -> None:
+def connections(lab: Lab, directory: Path) -> None:
     """The table of connections."""
     host, task, vip = lab.hosts[0], str(lab.address("web1")), str(lab.nets["web"].vip)
     lab.nets["web"].backends = {lab.address("web1"): 1}
@@ -102,19 +108,20 @@ def connections(lab: Lab) -> None:
     paths |= {f"ours, {n} services": ours(n) for n in (1, 1000, 5000)}
     if shutil.which("iptables-restore"):
         paths |= {f"iptables, {n} services": rules(n) for n in (1, 1000, 5000)}
-    server = subprocess.Popen(["nsenter", f"--net={lab.netns('web1')}", sys.executable, "-c", SERVER])
-    try:
-        time.sleep(0.3)
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(untracked())
+        for netns in (lab.netns("web1"), plain.server):
+            stack.enter_context(process(netns, sys.executable, "-c", SERVER))
+        proxy = stack.enter_context(proxied(lab, directory))
+        paths["haproxy"] = lambda: proxy
+        paths[_UNTRACKED] = lambda: plain.address
         found: dict[str, list[list[float]]] = {name: [] for name in paths}
         for _ in range(ROUNDS):
             for name, prepare in paths.items():
                 to = prepare()
-                found[name].append(connect(lab, to))
+                found[name].append(connect(plain.client if name == _UNTRACKED else lab.netns("client1"), to))
                 if name.startswith("iptables"):
                     inside(lab.router(host), "iptables", "-t", "nat", "-F")
-    finally:
-        server.kill()
-        server.wait()
     table = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     base = table["routed, connection tracking"][0]
     print(f"{'path':32} {'conn/s':>8} {'ratio':>6} {'p50 us':>7} {'p99 us':>7}")
@@ -138,7 +145,7 @@ def programming(lab: Lab) -> None:
                 rest = many[7].backends[1:]
                 first = () if weight is None else (many[7].backends[0]._replace(weight=weight),)
                 changed = (*many[:7], replace(many[7], backends=(*first, *rest)), *many[8:])
-                plan = lab.with_services(host, changed)
+                plan = pickle.loads(pickle.dumps(lab.with_services(host, changed)))  # as the agent makes it: all anew
                 took.append(timed(lambda k=kernel, p=plan: k.apply(p)))
             wall, cpu = (statistics.median(column) for column in zip(*took[::2], strict=True))
             print(f"{f'{count} x 5, one backend {name}':32} {wall:8.1f} {cpu:7.1f}")
@@ -156,7 +163,8 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("needs root")
     with tempfile.TemporaryDirectory() as directory, three_hosts(Path(directory)) as lab:
-        connections(lab)
+        connections(lab, Path(directory))
+        throughput(lab)
         programming(lab)
 
 
