@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -33,11 +34,12 @@ class Gauge:
 
 @dataclass(slots=True)
 class Table:
-    """Numbers that a part of the daemon keeps itself, by name; they only grow, but for its restarts."""
+    """Numbers that a part of the daemon keeps itself, by name. Counters only grow, but for its restarts."""
 
     name: str
     help: str
     read: Callable[[], Mapping[str, float]]
+    kind: Literal["counter", "gauge"] = "counter"
 
 
 @dataclass(slots=True)
@@ -58,15 +60,21 @@ class Metrics:
         assert isinstance(made, Gauge), name
         return made
 
-    def table(self, name: str, text: str, read: Callable[[], Mapping[str, float]]) -> None:
+    def table(
+        self,
+        name: str,
+        text: str,
+        read: Callable[[], Mapping[str, float]],
+        kind: Literal["counter", "gauge"] = "counter",
+    ) -> None:
         """Numbers to be read when they are asked for, under one name with a label `what`. Replaces an earlier one."""
-        self._all[name] = Table(name, text, read)
+        self._all[name] = Table(name, text, read, kind)
 
     def render(self) -> str:
         """The text that Prometheus scrapes."""
         lines: list[str] = []
         for metric in self._all.values():
-            kind = "gauge" if isinstance(metric, Gauge) else "counter"
+            kind = metric.kind if isinstance(metric, Table) else "gauge" if isinstance(metric, Gauge) else "counter"
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {kind}"]
             if isinstance(metric, Table):
                 lines += [f'{metric.name}{{what="{what}"}} {value:g}' for what, value in sorted(metric.read().items())]

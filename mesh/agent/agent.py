@@ -113,7 +113,9 @@ class Agent:
         self.reconciler = Reconciler(
             doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics, doors.watch
         )
-        metrics.table("meshd_dns_total", "What the name server did", lambda: doors.name_server.status().counters)
+        names = doors.name_server
+        metrics.table("meshd_dns_total", "What the name server did", lambda: names.status().counters)
+        metrics.table("meshd_dns", "What the name server holds", lambda: names.status().levels, kind="gauge")
         self.gossip: Gossip | None = None
         if doors.gossip is not None:
             kick = self.reconciler.kick
