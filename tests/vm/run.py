@@ -1,6 +1,6 @@
 """`make test-vm`: the data plane on a kernel with IPVS. One virtual machine, both balancers, each test by its name.
 
-In the machine one pytest runs per balancer, at the same time, on a processor each. Their words come out as they speak,
+In the machine two lanes of pytest runs go at the same time, on a processor each. Their words come out as they speak,
 their results as JUnit files, which are read at the end. Whatever does not end well (a failed test, a pytest that died,
 a machine that hangs) fails this program.
 """
@@ -25,11 +25,16 @@ from tests.vm.package import pack
 # A machine that is slower than this is not going to end: on two idle processors, emulated, it takes a third of it.
 LIMIT_S = 900.0
 BALANCERS = ("ipvs", "nftables")
+Lanes = tuple[tuple[tuple[str, tuple[str, ...]], ...], ...]
 
 _BOTH = tuple(f"tests/netns/test_vip_{part}.py" for part in ("paths", "life", "ipv6"))
 _ONLY_IPVS = tuple(f"tests/netns/test_{part}.py" for part in ("vip_schedulers", "vip_moves", "ports_places"))
+# One lane per processor, the runs of a lane one after the other: (name, which begins with the balancer, tests).
 # nftables has all of tests/netns on the machine's own kernel.
-_SUITES = {"ipvs": (*_BOTH, "tests/vm/suite", "tests/netns/test_vip_reconcile.py", *_ONLY_IPVS), "nftables": _BOTH}
+_LANES: Lanes = (
+    (("ipvs", (*_BOTH, "tests/netns/test_vip_reconcile.py")),),
+    (("nftables", _BOTH), ("ipvs-more", ("tests/vm/suite", *_ONLY_IPVS))),
+)
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,37 @@ class Results:
     failures: list[str]
 
 
-def job(chosen: tuple[str, ...], balancers: tuple[str, ...]) -> str:
+def lanes(chosen: tuple[str, ...], balancers: tuple[str, ...]) -> Lanes:
+    """What runs: the suite, or the chosen tests, of these balancers."""
+    if chosen:
+        return tuple(((name, chosen),) for name in balancers)
+    wanted = (tuple(run for run in lane if run[0].partition("-")[0] in balancers) for lane in _LANES)
+    return tuple(lane for lane in wanted if lane)
+
+
+def job(wanted: Lanes) -> str:
     """The script that runs in the machine."""
     lines = [
         "cd /tmp && tar xf /run/results/code.tar && cd code || exit 1",
         "export PYTHONPATH=/tmp/code:/tmp/site PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 MESH_VM=1",
         "pids=",
     ]
-    for name in balancers:
-        arguments = shlex.join(
-            ["-c", "tests/vm/guest.ini", "--rootdir=.", "-p", "tests.vm.plugin", "-v", "--tb=short",
-             f"--junitxml=/run/results/{name}.xml", *(chosen or _SUITES[name])]
-        )  # fmt: skip
-        shown = f"sed -u 's/^/{name:8} | /'"
-        lines.append(f"mkfifo /tmp/{name}; {shown} </tmp/{name} &")
-        lines.append(f'MESH_BALANCER={name} python3 -m pytest {arguments} >/tmp/{name} 2>&1 & pids="$pids $!"')
+    for lane in wanted:
+        commands = " ".join(f"{_pytest(name, tests)} || failed=1;" for name, tests in lane)
+        lines.append(f'( failed=0; {commands} exit $failed ) & pids="$pids $!"')
     lines += ["status=0", "for pid in $pids; do wait $pid || status=1; done", "exit $status"]
     return "\n".join(lines) + "\n"
+
+
+def _pytest(name: str, tests: tuple[str, ...]) -> str:
+    """The command of one run; its words begin with its name, and its exit code is pytest's."""
+    arguments = shlex.join(
+        ["-c", "tests/vm/guest.ini", "--rootdir=.", "-p", "tests.vm.plugin", "-v", "--tb=short", "--durations=5",
+         f"--junitxml=/run/results/{name}.xml", *tests]
+    )  # fmt: skip
+    environment = f"MESH_BALANCER={name.partition('-')[0]}"
+    shown = f"mkfifo /tmp/{name} && {{ sed -u 's/^/{name:9} | /' </tmp/{name} & }}"
+    return f"{shown} && {environment} python3 -m pytest {arguments} >/tmp/{name} 2>&1"
 
 
 def read(file: Path) -> Results:
@@ -80,16 +99,16 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the directory of results")
     parser.add_argument("tests", nargs="*", help="pytest's arguments in place of the whole suite")
     asked = parser.parse_args()
-    balancers = tuple(asked.balancer or BALANCERS)
+    wanted = lanes(tuple(asked.tests), tuple(asked.balancer or BALANCERS))
     results = prepare()
     try:
         pack(results / "code.tar")
-        outcome = run(results, job(tuple(asked.tests), balancers), asked.limit)
+        outcome = run(results, job(wanted), asked.limit)
     except VmError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 2
     good = outcome.status == 0
-    for name in balancers:
+    for name in (name for lane in wanted for name, _ in lane):
         file = results / f"{name}.xml"
         if not file.exists():
             print(f"vm: {name}: no results")
