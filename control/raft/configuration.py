@@ -143,6 +143,11 @@ def mistake(configuration: Configuration, change: ConfChange) -> str:
     return ""
 
 
+def unseats(change: ConfChange, member_id: str) -> bool:
+    """Whether it takes the vote of that member."""
+    return isinstance(change, Demote | Remove) and change.member_id == member_id
+
+
 # --- ids and bytes ----------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ from control.raft.ready import (
     Why,
 )
 from control.raft.state import State, Write
-from control.store.record import Entry, SnapshotMeta
+from control.store.record import Entry, HardState, SnapshotMeta
 
 DEFAULT_OPTIONS = Options()
 
@@ -249,29 +249,45 @@ class Core:
 
     def ready(self) -> Ready | None:
         """What is to be done now; None if nothing."""
-        s = self._s
-        committed = self._apply()
+        s, log = self._s, self._s.log
+        committed = self._apply() if log.applied < min(log.commit, log.durable) else ()
         if s.flush and s.role is Role.LEADER:
             leader.flush(s)
+        hard, soft = self._news_of_hard_state(), self._news_of_soft_state()
+        has_entries = log.handed < log.last_index or log.installing is not None
+        if not (has_entries or hard or soft or committed or s.early or s.late or s.reads.answers):
+            return None
+        must_sync = has_entries or (hard is not None and (hard.term, hard.vote) != (self._hard.term, self._hard.vote))
+        self._hard, self._soft = hard or self._hard, soft or self._soft
+        return self._hand_out(hard, soft, committed, must_sync=must_sync)
+
+    def _news_of_hard_state(self) -> HardState | None:
+        s, known = self._s, self._hard
+        if s.log.commit == known.commit and s.term == known.term and s.vote == known.vote:
+            return None
+        return HardState(s.term, s.vote, s.log.commit)
+
+    def _news_of_soft_state(self) -> SoftState | None:
+        s, known = self._s, self._soft
+        if s.role is known.role and s.term == known.term and s.leader == known.leader and s.leads() == known.leading:
+            return None
+        return s.soft_state()
+
+    def _hand_out(
+        self, hard: HardState | None, soft: SoftState | None, committed: tuple[Entry, ...], *, must_sync: bool
+    ) -> Ready:
+        s = self._s
+        self._number += 1
         entries = s.log.hand_over()
         snapshot, s.log.installing = s.log.installing, None
-        hard = s.hard_state()
-        promised = (hard.term, hard.vote) != (self._hard.term, self._hard.vote)
-        must_sync = bool(entries) or snapshot is not None or promised
-        hard_state = hard if hard != self._hard else None
-        soft = s.soft_state()
-        soft_state = soft if soft != self._soft else None
-        if not (must_sync or hard_state or soft_state or committed or s.early or s.late or s.reads.answers):
-            return None
-        self._hard, self._soft = hard, soft
-        self._number += 1
-        to_disk = must_sync or hard_state is not None or bool(s.late)
+        to_disk = must_sync or hard is not None or bool(s.late)
         if to_disk:
-            s.log.in_flight.append(Write(self._number, s.log.last_index, hard.term, hard.vote, s.ticks, snapshot))
+            write = Write(self._number, s.log.last_index, self._hard.term, self._hard.vote, s.ticks, snapshot)
+            s.log.in_flight.append(write)
         ready = Ready(
             self._number,
             to_disk,
-            hard_state,
+            hard,
             entries,
             snapshot,
             must_sync,
@@ -279,7 +295,7 @@ class Core:
             tuple(s.late),
             committed,
             tuple(s.reads.answers),
-            soft_state,
+            soft,
         )
         s.early.clear()
         s.late.clear()
@@ -292,9 +308,10 @@ class Core:
         committed = s.log.applicable(s.options.apply_bytes)
         for entry in committed:
             if entry.kind == Kind.CHANGE:
+                before = len(s.voters)
                 s.configure(apply_change(s.configuration, decode_change(entry.data)))
                 if s.role is Role.LEADER:
-                    leader.changed(s)
+                    leader.changed(s, fewer=len(s.voters) < before)
         return committed
 
     def advance(self, number: int) -> None:

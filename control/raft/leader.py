@@ -6,10 +6,10 @@ lacks, so entries proposed one by one go out together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from control.raft import quorum
-from control.raft.configuration import ConfChange, Demote, Promote, Remove, encode
+from control.raft.configuration import ConfChange, Demote, Promote, Remove, decode_change, encode, unseats
 from control.raft.messages import (
     Append,
     AppendRefusal,
@@ -53,8 +53,17 @@ def become_leader(s: State) -> None:
         progress.heard = s.ticks  # each has an election time to answer before the quorum is missed
     # Somebody's change may be in the log, not applied yet (case 13).
     s.pending_change = s.log.last_index
+    s.outgoing = any(unseats(change, s.id) for change in _pending(s))
     append(s, Kind.NOOP, b"")
     s.noop_index = s.log.last_index
+
+
+def _pending(s: State) -> Iterator[ConfChange]:
+    """Changes in the log that are not applied: at most one, but for those of earlier leaders that came to nothing."""
+    log = s.log
+    for entry in log.entries[log.applied - log.base_index :]:
+        if entry.kind == Kind.CHANGE:
+            yield decode_change(entry.data)
 
 
 def append(s: State, kind: Kind, data: bytes) -> None:
@@ -99,10 +108,17 @@ def _heard(s: State, voters: Sequence[str]) -> int:
 
 def heartbeat(s: State) -> None:
     """To all. It may carry no commit beyond what a member has: it could have something else there."""
-    number = s.reads.next_round()
+    number, told = s.reads.next_round(), _told(s)
     for progress in s.progress.values():
-        commit = min(progress.match, s.log.commit)
-        s.send(Heartbeat(s.id, progress.id, s.term, commit, number))
+        s.send(Heartbeat(s.id, progress.id, s.term, min(progress.match, told), number))
+
+
+def _told(s: State) -> int:
+    """What others may know to be committed: a change only when this leader has applied it, and so decided whom to tell
+    (see `_dismiss`)."""
+    if s.pending_change <= s.log.applied:
+        return s.log.commit
+    return min(s.log.commit, s.pending_change - 1)
 
 
 # --- replication ------------------------------------------------------------------------------------------------------
@@ -120,19 +136,16 @@ def flush(s: State) -> None:
 
 def send_appends(s: State, progress: Progress, *, empty: bool = False) -> None:
     """Entries, a snapshot, or only news of what is committed. `empty`: send at least something."""
-    log, commit = s.log, s.log.commit
+    log, told = s.log, _told(s)
     while progress.may_send(s.options):
         has_more = progress.next <= log.last_index
-        if not (has_more or empty or _commit_is_news(s, progress)):
+        is_news = progress.flow is Flow.REPLICATE and progress.sent_commit < told
+        if not (has_more or empty or is_news):
             return
         if not send_append(s, progress):
             return
-        progress.sent_commit = commit
+        progress.sent_commit = told
         empty = False
-
-
-def _commit_is_news(s: State, progress: Progress) -> bool:
-    return progress.flow is Flow.REPLICATE and progress.sent_commit < s.log.commit
 
 
 def send_append(s: State, progress: Progress) -> bool:
@@ -142,7 +155,7 @@ def send_append(s: State, progress: Progress) -> bool:
     if prev_term is None or prev < log.base_index:
         return send_snapshot(s, progress)
     entries = log.between(progress.next, log.last_index, s.options.append_bytes)
-    s.send(Append(s.id, progress.id, s.term, prev, prev_term, log.commit, entries))
+    s.send(Append(s.id, progress.id, s.term, prev, prev_term, _told(s), entries))
     if entries or progress.flow is Flow.PROBE:
         progress.sent(prev + len(entries), entries_bytes(entries))
     return True
@@ -171,6 +184,8 @@ def commit(s: State) -> None:
     s.log.commit_to(index)
     if first:
         s.reads.release(index)
+    while s.dismissed and s.dismissed[0][0] <= index:
+        _tell_removed(s, s.dismissed.pop(0)[1])
     s.flush = True
 
 
@@ -271,8 +286,12 @@ def confirm_reads(s: State) -> None:
 
 
 def propose(s: State, data: Sequence[bytes]) -> Accepted | Refusal:
-    """Entries, if there is room for them; a single large one always finds room in an empty log."""
-    if s.transferee:
+    """Entries, if there is room for them; a single large one always finds room in an empty log.
+
+    None by a leader that is about to lose its vote: entries that only it had would keep it from voting for any of those
+    who stay, and it cannot lead any more itself.
+    """
+    if s.transferee or s.outgoing:
         return Refusal(Why.TRANSFERRING, s.id)
     size = sum(len(one) for one in data)
     if s.log.uncommitted_bytes and s.log.uncommitted_bytes + size > s.options.uncommitted_bytes:
@@ -296,6 +315,8 @@ def propose_change(s: State, change: ConfChange, mistake: str) -> Accepted | Ref
         return Refusal(Why.CHANGE_PENDING, s.id)
     if mistake:
         return Refusal(Why.MISTAKE, s.id, mistake)
+    if unseats(change, s.id):
+        return Refusal(Why.LEADS, s.id)
     if isinstance(change, Promote) and not _is_ready(s, change.member_id):
         return Refusal(Why.NOT_CAUGHT_UP, s.id)
     if isinstance(change, Demote | Remove) and not _survives_without(s, change.member_id):
@@ -331,8 +352,8 @@ def promote_learners(s: State) -> None:
             return
 
 
-def changed(s: State) -> None:
-    """A new configuration is in force."""
+def changed(s: State, *, fewer: bool) -> None:
+    """A new configuration is in force; `fewer`: with a voter less."""
     for member in s.configuration.members:
         if member.id == s.id:
             continue
@@ -341,7 +362,7 @@ def changed(s: State) -> None:
             progress = s.progress[member.id] = Progress(member.id, s.log.last_index, s.ticks, voter=member.voter)
             progress.heard = s.ticks
         progress.voter = member.voter
-    _dismiss(s)
+    _dismiss(s, fewer=fewer)
     if s.transferee and s.transferee not in s.voters:
         s.transferee = ""
     if s.promotable:
@@ -352,13 +373,28 @@ def changed(s: State) -> None:
         _leave(s)
 
 
-def _dismiss(s: State) -> None:
-    """Tell those that have no part any more, once; if that is lost, nobody answers them."""
-    for member_id in [one for one in s.progress if s.configuration.find(one) is None]:
-        progress = s.progress[member_id]
-        if progress.flow is not Flow.SNAPSHOT:
-            send_append(s, progress)
-        del s.progress[member_id]
+def _dismiss(s: State, *, fewer: bool) -> None:
+    """Let go of those that have no part any more.
+
+    A voter that knows of its removal may stop for good. Those who stay must not need its vote then, as they would while
+    they know no better than that the change is in the log (etcd's doc.go on removal from a cluster of two). So it is
+    told when a majority of them has durably an entry from after the change: with it came that the change is committed.
+    """
+    gone = [member_id for member_id in s.progress if s.configuration.find(member_id) is None]
+    if fewer and s.promotable:
+        append(s, Kind.NOOP, b"")
+    for member_id in gone:
+        progress = s.progress.pop(member_id)
+        if not fewer:
+            _tell_removed(s, progress)
+        elif s.promotable:
+            s.dismissed.append((s.log.last_index, progress))
+
+
+def _tell_removed(s: State, progress: Progress) -> None:
+    """Once; if that is lost, nobody answers it any more."""
+    if progress.flow is not Flow.SNAPSHOT and s.log.term(progress.next - 1) is not None:
+        send_append(s, progress)
 
 
 def _leave(s: State) -> None:
@@ -378,8 +414,8 @@ def _leave(s: State) -> None:
 def transfer(s: State, to: str) -> Refusal | None:
     """Hand the leadership over, once `to` has everything. Meanwhile, or for an election time, nothing is taken (case
     12)."""
-    if to == s.id or to not in s.voters:
-        return Refusal(Why.MISTAKE, s.id, f"manager {to} cannot take over: it is no voter, or leads already")
+    if to == s.id or to not in s.voters or any(unseats(change, to) for change in _pending(s)):
+        return Refusal(Why.MISTAKE, s.id, f"manager {to} cannot take over: it leads already, or is no voter")
     s.transferee, s.transfer_began = to, s.ticks
     progress = s.progress[to]
     if progress.match == s.log.last_index:
@@ -399,7 +435,12 @@ def hand_over(s: State) -> None:
 def successor(s: State) -> str:
     """The voter that has most and was heard within an election time; "" if there is none."""
     horizon = s.ticks - s.options.election_ticks
-    fit = [p for p in s.progress.values() if p.voter and p.heard >= horizon and p.match > 0]
+    pending = list(_pending(s))
+    fit = [
+        p
+        for p in s.progress.values()
+        if p.voter and p.heard >= horizon and p.match > 0 and not any(unseats(change, p.id) for change in pending)
+    ]
     return max(fit, key=lambda p: (p.match, p.heard, p.id)).id if fit else ""
 
 

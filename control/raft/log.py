@@ -169,6 +169,8 @@ class Log:
 
     def hand_over(self) -> tuple[Entry, ...]:
         """What the disk has not been given yet."""
+        if self.handed == self.last_index:
+            return ()
         entries = tuple(self.entries[self.handed - self.base_index :])
         self.handed = self.last_index
         return entries

@@ -131,6 +131,7 @@ class Why(enum.Enum):
     NOT_YET = "the leader has not agreed on anything in its term yet"
     CHANGE_PENDING = "another change of the managers is under way"
     MISTAKE = "that change makes no sense"
+    LEADS = "that manager leads: have it hand the leadership over first"
     QUORUM = "those who are left, and can be reached, would not be a majority"
     NOT_CAUGHT_UP = "that manager does not have everything yet"
 

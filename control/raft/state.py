@@ -14,7 +14,7 @@ from control.raft.messages import Message
 from control.raft.progress import Progress
 from control.raft.reads import Reads
 from control.raft.ready import Options, Restored, Role, SoftState
-from control.store.record import HardState, SnapshotMeta
+from control.store.record import SnapshotMeta
 
 # A member that had better not lead (its disk is nearly full) waits so many election timeouts longer than the others;
 # it is still better than no leader.
@@ -41,6 +41,7 @@ class State:
 
     __slots__ = (
         "configuration",
+        "dismissed",
         "durable_vote",
         "early",
         "elapsed",
@@ -52,6 +53,7 @@ class State:
         "members",
         "noop_index",
         "options",
+        "outgoing",
         "pending_change",
         "progress",
         "promotable",
@@ -91,6 +93,8 @@ class State:
         # As a leader:
         self.progress: dict[str, Progress] = {}
         self.noop_index = 0
+        self.outgoing = False  # the change that is pending takes this leader's own vote
+        self.dismissed: list[tuple[int, Progress]] = []  # were removed; are told when that index is committed
         self.pending_change = 0  # index of the last change of the configuration that may be in the log, not applied
         self.transferee = ""
         self.transfer_began = NEVER
@@ -114,14 +118,13 @@ class State:
         elif len(self.log.in_flight) < IN_FLIGHT_MAX:
             self.late.append(message)
 
-    def hard_state(self) -> HardState:
-        """What must not be forgotten."""
-        return HardState(self.term, self.vote, self.log.commit)
+    def leads(self) -> bool:
+        """A leader does so for others once all of the earlier terms is given out."""
+        return self.role is Role.LEADER and self.log.applied >= self.noop_index
 
     def soft_state(self) -> SoftState:
-        """Who leads. A leader does so for others once all of the earlier terms is given out."""
-        leading = self.role is Role.LEADER and self.log.applied >= self.noop_index
-        return SoftState(self.role, self.term, self.leader, leading)
+        """Who leads."""
+        return SoftState(self.role, self.term, self.leader, self.leads())
 
     # --- shared transitions -------------------------------------------------------------------------------------------
 
@@ -150,6 +153,8 @@ class State:
         self.role, self.leader = role, leader
         self.votes.clear()
         self.progress.clear()
+        self.dismissed.clear()
+        self.outgoing = False
         self.transferee, self.transfer_began = "", NEVER
         self.flush = False
         self.draw_timeout()
