@@ -40,7 +40,12 @@ HAND_OVER_PAUSE = 4
 
 
 def become_leader(s: State) -> None:
-    """Begin with an entry of this term: only with it anything before it can be committed (case 1)."""
+    """Begin with an entry of this term: only with it anything before it can be committed (case 1).
+
+    A leader whose log holds its own removal, by an earlier leader, commits nothing and takes nothing (`outgoing`): it
+    hands over. It would have to stop before anybody else knew that the removal is committed, and they might need the
+    vote of a member that is gone (case 14).
+    """
     assert s.role is not Role.LEADER
     assert s.id in s.voters
     s.take_role(Role.LEADER, s.id)
@@ -90,8 +95,10 @@ def tick(s: State) -> None:
         return
     if s.transferee and s.ticks - s.transfer_began >= options.election_ticks:
         s.transferee = ""  # it did not come to pass: take proposals again (case 12)
-    if (s.reluctant or s.stalled()) and s.ticks - s.transfer_began >= HAND_OVER_PAUSE * options.election_ticks:
-        hand_over(s)
+    if (s.outgoing or s.reluctant or s.stalled()) and not s.transferee:
+        pause = 0 if s.outgoing else HAND_OVER_PAUSE * options.election_ticks
+        if s.ticks - s.transfer_began >= pause:
+            hand_over(s)
     if s.ticks % options.heartbeat_ticks == 0:
         promote_learners(s)
 
@@ -177,6 +184,8 @@ def commit(s: State) -> None:
     Only an entry of this term is committed by counting (case 1): one of an earlier term could still be replaced by a
     leader that has a later one (thesis 3.6.2).
     """
+    if s.outgoing:
+        return  # see `become_leader`
     index = quorum.agreed([s.log.durable if voter == s.id else s.progress[voter].match for voter in s.voters])
     if index <= s.log.commit or s.log.term(index) != s.term:
         return
@@ -286,11 +295,7 @@ def confirm_reads(s: State) -> None:
 
 
 def propose(s: State, data: Sequence[bytes]) -> Accepted | Refusal:
-    """Entries, if there is room for them; a single large one always finds room in an empty log.
-
-    None by a leader that is about to lose its vote: entries that only it had would keep it from voting for any of those
-    who stay, and it cannot lead any more itself.
-    """
+    """Entries, if there is room for them; a single large one always finds room in an empty log."""
     if s.transferee or s.outgoing:
         return Refusal(Why.TRANSFERRING, s.id)
     size = sum(len(one) for one in data)
@@ -354,6 +359,7 @@ def promote_learners(s: State) -> None:
 
 def changed(s: State, *, fewer: bool) -> None:
     """A new configuration is in force; `fewer`: with a voter less."""
+    assert s.promotable, "a leader does not commit what takes its own vote"
     for member in s.configuration.members:
         if member.id == s.id:
             continue
@@ -365,12 +371,9 @@ def changed(s: State, *, fewer: bool) -> None:
     _dismiss(s, fewer=fewer)
     if s.transferee and s.transferee not in s.voters:
         s.transferee = ""
-    if s.promotable:
-        commit(s)  # a smaller majority may have been reached already
-        confirm_reads(s)
-        s.flush = True
-    else:
-        _leave(s)
+    commit(s)  # a smaller majority may have been reached already
+    confirm_reads(s)
+    s.flush = True
 
 
 def _dismiss(s: State, *, fewer: bool) -> None:
@@ -381,13 +384,13 @@ def _dismiss(s: State, *, fewer: bool) -> None:
     told when a majority of them has durably an entry from after the change: with it came that the change is committed.
     """
     gone = [member_id for member_id in s.progress if s.configuration.find(member_id) is None]
-    if fewer and s.promotable:
+    if fewer:
         append(s, Kind.NOOP, b"")
     for member_id in gone:
         progress = s.progress.pop(member_id)
         if not fewer:
             _tell_removed(s, progress)
-        elif s.promotable:
+        else:
             s.dismissed.append((s.log.last_index, progress))
 
 
@@ -395,17 +398,6 @@ def _tell_removed(s: State, progress: Progress) -> None:
     """Once; if that is lost, nobody answers it any more."""
     if progress.flow is not Flow.SNAPSHOT and s.log.term(progress.next - 1) is not None:
         send_append(s, progress)
-
-
-def _leave(s: State) -> None:
-    """This leader is no voter any more (case 14): all hear what is committed, the best of them campaigns at once."""
-    for progress in s.progress.values():
-        if progress.flow is Flow.REPLICATE:
-            send_append(s, progress)
-    best = successor(s)
-    if best:
-        s.send(TimeoutNow(s.id, best, s.term))
-    step_down(s)
 
 
 # --- handing over -----------------------------------------------------------------------------------------------------

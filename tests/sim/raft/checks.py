@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from control.raft.configuration import apply_change, decode_change
-from control.raft.messages import AppendReply, VoteReply
+from control.raft.configuration import apply_change, decode_change, number_of
+from control.raft.messages import AppendReply, PreVoteReply, VoteReply
 from control.raft.quorum import majority
 from control.raft.ready import Kind, Role
 from control.store.record import Entry
@@ -51,7 +51,7 @@ class Checks:
         me = (node.id, node.lives)
         if self.leaders.setdefault(s.term, me) != me:
             raise Violation("election safety", f"{me} and {self.leaders[s.term]} lead term {s.term}")
-        if node.disk.hard.term == s.term and node.disk.hard.vote != node.id:
+        if not self.world.blunt and node.disk.hard.term == s.term and node.disk.hard.vote != node.id:
             raise Violation("vote durability", f"{node.id} leads {s.term} by its own vote, but has voted otherwise")
         self._complete(node)
 
@@ -78,6 +78,9 @@ class Checks:
                 news = True
             elif known is not entry and known != entry:
                 raise Violation("committed entries differ", f"{index}: {known} and at {node.id} {entry}")
+        s = node.core._s  # type: ignore[union-attr]
+        if s.role is Role.LEADER and not self.world.blunt and log.term(high) != s.term:
+            raise Violation("commit of an earlier term", f"{high} by {node.id}, leader of {s.term}")
         if news:
             for other in self.world.nodes.values():
                 if other is not node and other.leads() and other.core._s.term > node.core._s.term:  # type: ignore[union-attr]
@@ -85,7 +88,7 @@ class Checks:
 
     def _durable(self, node: Node, entry: Entry) -> None:
         """What is committed is on the disks of a majority."""
-        if node.core._s.role is not Role.LEADER:  # type: ignore[union-attr]
+        if self.world.blunt or node.core._s.role is not Role.LEADER:  # type: ignore[union-attr]
             return
         for voters in (node.voters, node.core._s.voters):  # type: ignore[union-attr]
             have = sum(1 for v in voters if v in self.world.nodes and self._has(self.world.nodes[v], entry))
@@ -103,6 +106,8 @@ class Checks:
         """Equal index and term: equal entry, and equal everything before."""
         log = node.core._s.log  # type: ignore[union-attr]
         before = log.term(entries[0].index - 1)
+        if any(entry.kind == Kind.CHANGE for entry in entries):
+            self._changes_allowed(node, entries)
         for entry in entries:
             new = (before, entry.kind, entry.data)
             known = self.entries.setdefault((entry.index, entry.term), new)  # type: ignore[arg-type]
@@ -110,22 +115,39 @@ class Checks:
                 raise Violation("log matching", f"{entry.index} of {entry.term} at {node.id}: {known}, {new}")
             before = entry.term
 
+    def _changes_allowed(self, node: Node, entries: tuple[Entry, ...]) -> None:
+        """A leader begins a change after a commit of its own, and one at a time."""
+        s = node.core._s  # type: ignore[union-attr]
+        if s.role is not Role.LEADER or self.world.blunt:
+            return
+        if s.log.term(s.log.commit) != s.term and any(e.kind == Kind.CHANGE and e.term == s.term for e in entries):
+            raise Violation("change before own commit", f"{node.id} in {s.term}")
+        pending = [e for e in s.log.entries if e.index > s.log.applied and e.kind == Kind.CHANGE and e.term == s.term]
+        if len(pending) > 1:
+            raise Violation("one change at a time", f"{node.id} has {len(pending)} under way")
+
     def voted(self, node: Node, reply: VoteReply) -> None:
         """One vote per term, and only what a crash cannot undo."""
         known = self.votes.setdefault((node.id, reply.term), reply.receiver)
         if known != reply.receiver:
             raise Violation("one vote per term", f"{node.id} votes for {known} and {reply.receiver} in {reply.term}")
         hard = node.disk.hard
+        if self.world.blunt:
+            return
         if hard.term < reply.term or (hard.term == reply.term and hard.vote != reply.receiver):
             raise Violation("vote durability", f"{node.id} votes for {reply.receiver} in {reply.term}, not durably")
 
-    def decided(self, node: Node, reply: VoteReply) -> None:
+    def decided(self, node: Node, reply: VoteReply | PreVoteReply) -> None:
         """Who was removed gets no votes."""
-        if node.core._s.configuration.removed(reply.receiver):  # type: ignore[union-attr]
+        configuration = node.core._s.configuration  # type: ignore[union-attr]
+        known = number_of(reply.receiver) <= configuration.joined
+        if known and all(member.id != reply.receiver for member in configuration.members):
             raise Violation("removed member", f"{node.id} votes for {reply.receiver}, which was removed")
 
     def promised(self, node: Node, reply: AppendReply) -> None:
         """An acknowledged entry is on the disk."""
+        if self.world.blunt or reply.term < node.disk.hard.term:
+            return  # the leader of a later term has replaced it in the same sync: to the former one it is as if before
         disk = node.disk
         last = max(disk.base_index + len(disk.log), disk.snapshot.index if disk.snapshot is not None else 0)
         if last < reply.index:
@@ -136,7 +158,7 @@ class Checks:
         digest = node.machine.digest
         if self.digests.setdefault(entry.index, digest) != digest:
             raise Violation("state machine equality", f"{node.id} differs after {entry.index}")
-        if not node.disk.has(entry.index, entry.term):
+        if not self.world.blunt and not node.disk.has(entry.index, entry.term):
             raise Violation("applied, not durable", f"{entry.index} at {node.id}")
 
     def acknowledged(self, index: int, term: int) -> None:

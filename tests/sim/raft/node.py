@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from control.raft.configuration import AddLearner, decode_change, node_of
 from control.raft.core import Core
-from control.raft.messages import AppendReply, VoteReply
+from control.raft.messages import PreVoteReply, VoteReply
 from control.raft.ready import Accepted, Inconsistent, Kind, Ready, Role
 from control.store.record import Entry
 from tests.sim.raft.disk import Disk, Frame
@@ -171,7 +171,7 @@ class Node:
             self.effect()
             world.send(self, message)
         for message in ready.messages_after:
-            if isinstance(message, VoteReply) and message.granted:
+            if isinstance(message, VoteReply | PreVoteReply) and message.granted:
                 world.checks.decided(self, message)
         if ready.entries:
             world.checks.log_matching(self, ready.entries)
@@ -261,10 +261,6 @@ class Node:
         assert self.core is not None
         for message in frame.messages:
             self.effect()
-            if isinstance(message, VoteReply) and message.granted:
-                self.world.checks.voted(self, message)
-            elif isinstance(message, AppendReply):
-                self.world.checks.promised(self, message)
             self.world.send(self, message)
         self.effect()
         if frame.number:

@@ -25,7 +25,7 @@ from control.raft.configuration import (
     decode_change,
     node_of,
 )
-from control.raft.messages import InstallSnapshot
+from control.raft.messages import AppendReply, InstallSnapshot, VoteReply
 from control.raft.quorum import majority
 from control.raft.ready import Accepted, Inconsistent, Kind, Options, bootstrap
 from control.store.record import Entry
@@ -45,8 +45,9 @@ EVENTS_MAX = 200_000  # a run has some 4,000; more is a storm of messages
 class World:
     """See the module."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, blunt: bool = False) -> None:
+        """`blunt`: look only at what comes of it, not at whether disks hold what was promised."""
+        self.seed, self.blunt = seed, blunt
         self.rng = rng = random.Random(seed)
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
@@ -127,6 +128,8 @@ class World:
                 raise Violation("progress", self.why_not())
         except (Inconsistent, AssertionError) as error:
             raise Violation("the core refuses to go on", f"{error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise Violation("an exception", repr(error)) from error
         self.checks.changes()
         key = check(self.history)
         if key is not None:
@@ -151,7 +154,12 @@ class World:
     def send(self, sender: Node, message: Any) -> None:
         if self.trace is not None:
             self.trace.append(f"{self.now:8.2f}   {message}")
-        if type(message) is InstallSnapshot:
+        kind = type(message)
+        if kind is AppendReply:
+            self.checks.promised(sender, message)
+        elif kind is VoteReply and message.granted:
+            self.checks.voted(sender, message)
+        elif kind is InstallSnapshot:
             self.send_snapshot(sender, message)
             return
         self.counts["messages"] += 1
@@ -302,6 +310,8 @@ class World:
         node = self.some_node()
         node.paused_until = self.now + self.rng.random() * 3 * self.options.election_ticks
         self.note("pause", node, node.paused_until)
+        for _ in range(3):  # a client that waits for it: answers of before the pause come at the same time
+            self.at(node.paused_until + self.rng.random() * 0.02, self.ask, node)
 
     def hang(self) -> None:
         node = self.some_node()
@@ -438,8 +448,10 @@ class World:
             candidates = leaders
         if not candidates:
             return None
-        node = rng.choice(candidates)
         kind = rng.choice(("write", "write", "read", "read", "cas"))
+        node = rng.choice(candidates)
+        if len(leaders) > 1:  # ask the one that was deposed, perhaps
+            node = min(leaders, key=lambda n: n.core._s.term if kind == "read" else -n.core._s.term)  # type: ignore[union-attr]
         op = Operation(kind, rng.randrange(KEYS), called=self.now)
         if kind == "read":
             self._call(op)
@@ -456,6 +468,15 @@ class World:
             self.failed(op)
             return None
         return op
+
+    def ask(self, node: Node) -> None:
+        """A read of its own."""
+        if node.core is None or node.paused_until > self.now:
+            return
+        op = Operation("read", self.rng.randrange(KEYS), called=self.now)
+        self._call(op)
+        if not node.ask(op, self.acked_index):
+            self.failed(op)
 
     def _call(self, op: Operation) -> None:
         self.open[id(op)] = op
