@@ -12,6 +12,7 @@ ONLY_NFTABLES = (
     "test_the_fewest_connections_are_balanced_in_turn_and_that_is_told",
     "test_no_change_replaces_the_table_whatever_the_scheduler",
     "test_a_client_is_forgotten_when_its_affinity_ends",
+    "test_of_one_backend_the_kernel_is_asked_for_its_connections_only",  # IPVS has connections of its own
 )
 # Of the damages to what both balancers share, those that IPVS could notice. All of them are repaired by the same code,
 # which is tried on the machine's own kernel, where a repair takes a tenth of the time.
