@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,11 @@ class Cluster:
     def ready(self) -> bool:
         """All nodes are ready."""
         return [s for (s,) in self.rows("{{.Status}}", "node", "ls")] == ["Ready"] * len(self.hosts)
+
+    def connected(self, host: str) -> bool:
+        """The daemon of a host has a session with a manager."""
+        done = self.lab.exec(host, ["mesh", "status", "--format", "json"])
+        return done.returncode in (0, 7) and bool(json.loads(done.stdout)["connected"])
 
     def logs(self) -> str:
         """The end of every daemon's log, for a failure's message."""

@@ -72,7 +72,7 @@ def test_two_hundred_connections_live_through_the_restart_of_each_daemon(bare_la
         for host in cluster.hosts:
             cluster.lab.kill_daemon(host)
             cluster.lab.start_daemon(host)
-            cluster.until("its session is there again", lambda host=host: connected(cluster, host))  # type: ignore[misc]
+            cluster.until("its session is there again", lambda host=host: cluster.connected(host))  # type: ignore[misc]
     for outcome in outcomes:
         assert outcome.unharmed(), outcome.seen
         assert outcome.seen["streams"] == 100
@@ -92,11 +92,6 @@ def test_no_request_fails_while_services_are_replaced(cluster: Cluster, order: s
             cluster.until("all were replaced", lambda before=before: replaced(cluster, before))  # type: ignore[misc]
     for outcome in outcomes:
         assert outcome.unharmed(), outcome.seen
-
-
-def connected(cluster: Cluster, host: str) -> bool:
-    done = cluster.lab.exec(host, ["mesh", "status", "--format", "json"])
-    return done.returncode in (0, 7) and bool(json.loads(done.stdout)["connected"])
 
 
 def ids(cluster: Cluster) -> list[str]:
