@@ -308,10 +308,9 @@ class Core:
         committed = s.log.applicable(s.options.apply_bytes)
         for entry in committed:
             if entry.kind == Kind.CHANGE:
-                before = len(s.voters)
                 s.configure(apply_change(s.configuration, decode_change(entry.data)))
                 if s.role is Role.LEADER:
-                    leader.changed(s, fewer=len(s.voters) < before)
+                    leader.changed(s, entry.index)
         return committed
 
     def advance(self, number: int) -> None:

@@ -115,17 +115,28 @@ def _heard(s: State, voters: Sequence[str]) -> int:
 
 def heartbeat(s: State) -> None:
     """To all. It may carry no commit beyond what a member has: it could have something else there."""
-    number, told = s.reads.next_round(), _told(s)
+    number = s.reads.next_round()
     for progress in s.progress.values():
-        s.send(Heartbeat(s.id, progress.id, s.term, min(progress.match, told), number))
+        s.send(Heartbeat(s.id, progress.id, s.term, min(progress.match, _told(s, progress)), number))
 
 
-def _told(s: State) -> int:
-    """What others may know to be committed: a change only when this leader has applied it, and so decided whom to tell
-    (see `_dismiss`)."""
-    if s.pending_change <= s.log.applied:
-        return s.log.commit
-    return min(s.log.commit, s.pending_change - 1)
+def _told(s: State, progress: Progress) -> int:
+    """What a member may know to be committed.
+
+    One that has lost its vote may stop, or at least campaigns no more, as soon as it knows. Those who stay must not
+    need its vote then, as they would while they know no better than that the change is in the log (etcd's doc.go on
+    removal from a cluster of two). So it is told only when a majority of them has, durably, an entry of this leader
+    from after the change: with that came that the change is committed. Likewise at the beginning of a term, for changes
+    of before.
+    """
+    log = s.log
+    if not progress.voter and log.commit < s.noop_index:
+        return 0
+    if s.pending_change <= log.applied:
+        return log.commit
+    if not s.withheld:
+        return min(log.commit, s.pending_change - 1)  # not applied here: whom it concerns is not decided yet
+    return min(log.commit, s.withheld_from - 1) if progress.id == s.withheld else log.commit
 
 
 # --- replication ------------------------------------------------------------------------------------------------------
@@ -143,36 +154,38 @@ def flush(s: State) -> None:
 
 def send_appends(s: State, progress: Progress, *, empty: bool = False) -> None:
     """Entries, a snapshot, or only news of what is committed. `empty`: send at least something."""
-    log, told = s.log, _told(s)
+    log, told = s.log, _told(s, progress)
     while progress.may_send(s.options):
         has_more = progress.next <= log.last_index
         is_news = progress.flow is Flow.REPLICATE and progress.sent_commit < told
         if not (has_more or empty or is_news):
             return
-        if not send_append(s, progress):
+        if not send_append(s, progress, told):
             return
         progress.sent_commit = told
         empty = False
 
 
-def send_append(s: State, progress: Progress) -> bool:
-    """One message. False if there is nothing to be sent in its place."""
+def send_append(s: State, progress: Progress, told: int) -> bool:
+    """One message, with what the member may know to be committed. False if there is nothing to be sent in its place."""
     log, prev = s.log, progress.next - 1
     prev_term = log.term(prev)
     if prev_term is None or prev < log.base_index:
-        return send_snapshot(s, progress)
+        return send_snapshot(s, progress, told)
     entries = log.between(progress.next, log.last_index, s.options.append_bytes)
-    s.send(Append(s.id, progress.id, s.term, prev, prev_term, _told(s), entries))
+    s.send(Append(s.id, progress.id, s.term, prev, prev_term, told, entries))
     if entries or progress.flow is Flow.PROBE:
         progress.sent(prev + len(entries), entries_bytes(entries))
     return True
 
 
-def send_snapshot(s: State, progress: Progress) -> bool:
+def send_snapshot(s: State, progress: Progress, told: int) -> bool:
     """In place of entries that are gone; only to one that is there to take it."""
     if s.ticks - progress.heard > s.options.election_ticks:
         return False
     assert s.snapshot is not None, "entries are only forgotten when a snapshot holds them"
+    if s.snapshot.index > told:
+        return False
     progress.snapshot(s.snapshot.index)
     s.send(InstallSnapshot(s.id, progress.id, s.term, s.snapshot))
     return False
@@ -327,7 +340,7 @@ def propose_change(s: State, change: ConfChange, mistake: str) -> Accepted | Ref
     if isinstance(change, Demote | Remove) and not _survives_without(s, change.member_id):
         return Refusal(Why.QUORUM, s.id)
     append(s, Kind.CHANGE, encode(change))
-    s.pending_change = s.log.last_index
+    s.pending_change, s.withheld = s.log.last_index, ""
     return Accepted(s.log.last_index, s.term)
 
 
@@ -357,8 +370,8 @@ def promote_learners(s: State) -> None:
             return
 
 
-def changed(s: State, *, fewer: bool) -> None:
-    """A new configuration is in force; `fewer`: with a voter less."""
+def changed(s: State, index: int) -> None:
+    """The change at `index` is in force."""
     assert s.promotable, "a leader does not commit what takes its own vote"
     for member in s.configuration.members:
         if member.id == s.id:
@@ -367,8 +380,15 @@ def changed(s: State, *, fewer: bool) -> None:
         if progress is None:
             progress = s.progress[member.id] = Progress(member.id, s.log.last_index, s.ticks, voter=member.voter)
             progress.heard = s.ticks
-        progress.voter = member.voter
-    _dismiss(s, fewer=fewer)
+        else:
+            _take_vote(s, index, progress, voter=member.voter)
+    for member_id in [one for one in s.progress if s.configuration.find(one) is None]:
+        progress = s.progress.pop(member_id)
+        if progress.voter:
+            _take_vote(s, index, progress, voter=False)
+            s.dismissed.append((s.pending_change, progress))
+        else:
+            _tell_removed(s, progress)
     if s.transferee and s.transferee not in s.voters:
         s.transferee = ""
     commit(s)  # a smaller majority may have been reached already
@@ -376,28 +396,20 @@ def changed(s: State, *, fewer: bool) -> None:
     s.flush = True
 
 
-def _dismiss(s: State, *, fewer: bool) -> None:
-    """Let go of those that have no part any more.
-
-    A voter that knows of its removal may stop for good. Those who stay must not need its vote then, as they would while
-    they know no better than that the change is in the log (etcd's doc.go on removal from a cluster of two). So it is
-    told when a majority of them has durably an entry from after the change: with it came that the change is committed.
-    """
-    gone = [member_id for member_id in s.progress if s.configuration.find(member_id) is None]
-    if fewer:
+def _take_vote(s: State, index: int, progress: Progress, *, voter: bool) -> None:
+    """If it has lost its vote, an entry follows that has to be committed before it is told, and before the next
+    change: see `_told`."""
+    if progress.voter and not voter:
         append(s, Kind.NOOP, b"")
-    for member_id in gone:
-        progress = s.progress.pop(member_id)
-        if not fewer:
-            _tell_removed(s, progress)
-        else:
-            s.dismissed.append((s.log.last_index, progress))
+        s.pending_change = s.log.last_index
+        s.withheld, s.withheld_from = progress.id, index
+    progress.voter = voter
 
 
 def _tell_removed(s: State, progress: Progress) -> None:
     """Once; if that is lost, nobody answers it any more."""
     if progress.flow is not Flow.SNAPSHOT and s.log.term(progress.next - 1) is not None:
-        send_append(s, progress)
+        send_append(s, progress, s.log.commit)
 
 
 # --- handing over -----------------------------------------------------------------------------------------------------

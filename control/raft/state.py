@@ -70,6 +70,8 @@ class State:
         "vote",
         "voters",
         "votes",
+        "withheld",
+        "withheld_from",
     )
 
     def __init__(self, member_id: str, restored: Restored, options: Options, rng: random.Random) -> None:
@@ -94,6 +96,7 @@ class State:
         self.progress: dict[str, Progress] = {}
         self.noop_index = 0
         self.outgoing = False  # the change that is pending takes this leader's own vote
+        self.withheld, self.withheld_from = "", 0  # who lost its vote by which entry, and is not told yet
         self.dismissed: list[tuple[int, Progress]] = []  # were removed; are told when that index is committed
         self.pending_change = 0  # index of the last change of the configuration that may be in the log, not applied
         self.transferee = ""
@@ -154,6 +157,7 @@ class State:
         self.votes.clear()
         self.progress.clear()
         self.dismissed.clear()
+        self.withheld = ""
         self.outgoing = False
         self.transferee, self.transfer_began = "", NEVER
         self.flush = False

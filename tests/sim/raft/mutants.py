@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[3])]
 
-from control.raft import core, election, follower, leader, messages, progress, quorum, state  # noqa: E402
+from control.raft import core, election, follower, leader, messages, quorum, state  # noqa: E402
 from control.raft.configuration import Configuration, decode_configuration  # noqa: E402
 from control.raft.log import Log  # noqa: E402
 from control.raft.reads import Reads  # noqa: E402
@@ -405,13 +405,13 @@ def failed_snapshot_forgotten() -> Patches:
 def probe_stays_paused() -> Patches:
     def on_heartbeat_reply(s: Any, m: Any) -> None:
         one = s.progress.get(m.sender)
-        paused = one is not None and one.paused
+        if one is not None and one.paused:
+            one.heard = s.ticks
+            return
         real(s, m)
-        if paused:
-            one.paused = True
 
     real = leader.on_heartbeat_reply
-    return [(leader, "on_heartbeat_reply", on_heartbeat_reply), (progress.Progress, "probe", _paused_probe)]
+    return [(leader, "on_heartbeat_reply", on_heartbeat_reply)]
 
 
 @mutant
@@ -431,12 +431,16 @@ def later_term_not_told() -> Patches:
 
 
 @mutant
-def removed_are_told_at_once() -> Patches:
-    def _dismiss(s: Any, *, fewer: bool) -> None:
-        for member_id in [one for one in s.progress if s.configuration.find(one) is None]:
-            leader._tell_removed(s, s.progress.pop(member_id))
+def who_lost_its_vote_is_told_at_once() -> Patches:
+    def _take_vote(s: Any, index: int, one: Any, *, voter: bool) -> None:
+        if one.voter and not voter:
+            s.pending_change = index
+        one.voter = voter
 
-    return [(leader, "_dismiss", _dismiss), (leader, "_told", lambda s: s.log.commit)]
+    def _told(s: Any, one: Any) -> int:
+        return s.log.commit
+
+    return [(leader, "_take_vote", _take_vote), (leader, "_told", _told)]
 
 
 @mutant
@@ -466,12 +470,6 @@ def stale_acknowledgement_counts() -> Patches:
 
     real = core.Core.step
     return [(core.Core, "step", step)]
-
-
-def _paused_probe(self: Any) -> None:
-    self.next = max(self.match, self.snapshot_index if self.flow is progress.Flow.SNAPSHOT else 0) + 1
-    self.flow, self.paused, self.snapshot_index = progress.Flow.PROBE, True, 0
-    self._empty()
 
 
 # --- hunting ----------------------------------------------------------------------------------------------------------

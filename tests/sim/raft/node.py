@@ -64,7 +64,7 @@ class Node:
         self.core: Core | None = None
         self.lives = 0
         self.gone = False  # for ever: its disk is lost, or it was removed
-        self.rate = world.rng.uniform(0.9, 1.1)
+        self.rate = 1.0 + world.rng.uniform(-1, 1) * world.drift  # of its clock
         self.paused_until = 0.0
         self.hang_until = 0.0  # the disk
         self.full_until = 0.0
@@ -310,7 +310,8 @@ class Node:
 
     def propose(self, op: Operation, number: int) -> bool:
         """Whether it was taken."""
-        assert self.core is not None
+        if self.core is None:
+            return False
         outcome = self.core.propose([number.to_bytes(4, "big") + bytes(self.world.payload_bytes)])
         if not isinstance(outcome, Accepted):
             return False
