@@ -97,6 +97,20 @@ class World:
         self.burst = rng.choice((1, 1, 3, 10))
         self.snapshot_every = rng.choice((0, 6, 15, 40))
         self.payload_bytes = rng.choice((4, 16, 60))
+        self.cut_kinds = [rng.choice((0, 1, 4)) for _ in range(5)]
+        if not any(self.cut_kinds):
+            self.cut_kinds[1] = 1
+        profile = rng.random()
+        if profile < 0.12:
+            # Leaders are cut off one after the other, each with a tail that nobody else has.
+            self.cut_kinds, self.aim, self.burst = [0, 1, 0, 0, 0], 0.95, 10
+            self.weights[:5] = (6, 0, 1, 1, 1)
+            self.trouble_mean = election * rng.choice((1.0, 2.0))
+        elif profile < 0.24:
+            # Few members, that change all the while, and are killed at it.
+            size = rng.choice((2, 2, 3))
+            self.changes_mean, self.change_weights = 3.0, [1, 2, 3, 3, 0]
+            self.weights[2:5] = (3, 6, 3)
         self.blocked: set[tuple[str, str]] = set()
         self.healing = False
         self.nodes: dict[str, Node] = {}
@@ -247,7 +261,7 @@ class World:
         """Some links, in one direction or both: two halves, one alone, one that only hears or is only heard, any."""
         ids = list(self.nodes)
         rng = self.rng
-        kind = rng.randrange(5)
+        [kind] = rng.choices(range(5), self.cut_kinds)
         self.blocked = set()
         if kind == 0:
             side = {one for one in ids if rng.random() < 0.5}
