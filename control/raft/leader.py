@@ -54,6 +54,7 @@ def become_leader(s: State) -> None:
         for member in s.configuration.members
         if member.id != s.id
     }
+    s.transfer_began = s.ticks  # two whose disks are full must not pass the leadership to each other all the time
     for progress in s.progress.values():
         progress.heard = s.ticks  # each has an election time to answer before the quorum is missed
     # Somebody's change may be in the log, not applied yet (case 13).

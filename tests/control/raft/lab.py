@@ -6,6 +6,7 @@ what follows it, up to an empty line or the next command, is what it must answer
     cluster a b c [+d] [option=value]   voters and learners with an empty log; options are those of `Options`
     member a terms=1,1,4 term=5 [commit=2] [vote=b]    anew, with a log of entries of those terms, from index 1 on
     tick a [n]          timeout a       n ticks; ticks until it campaigns (its messages are told by ready)
+    pass n              so many ticks of all that are not cut off, each settled
     ready a             sync a [n]      take what it wants done, begin its writes; end all writes, or the first n
     deliver [a>b] [Kind] [n]            messages that wait (all, of a pair, of a kind, the first n)
     drop [a>b] [Kind]   again [a>b] [Kind]     lose them; deliver them and keep them for another time
@@ -132,9 +133,9 @@ class Lab:
         seat.core = Core(seat.id, seat.disk.restored(), random.Random(name), seat.now, self.options)
         seat.reads.clear()
         while (ready := seat.core.ready()) is not None:  # what is known to be committed is applied first
-            assert not (ready.messages or ready.to_disk)
+            assert not ready.to_disk
 
-    # --- time, disk -----------------------------------------------------------------------------------------------------
+    # --- time, disk ---------------------------------------------------------------------------------------------------
 
     def do_tick(self, name: str, count: str = "1") -> Iterator[str]:
         seat = self.seats[name]
@@ -142,6 +143,14 @@ class Lab:
             seat.now += 1.0
             self._core(name).tick(seat.now)
         yield from ()
+
+    def do_pass(self, count: str) -> Iterator[str]:
+        for _ in range(int(count)):
+            for name, seat in self.seats.items():
+                if seat.core is not None and name not in self.away:
+                    list(self.do_tick(name))
+            list(self.do_settle())
+        yield from self.do_show()
 
     def do_timeout(self, name: str) -> Iterator[str]:
         core = self._core(name)
@@ -220,7 +229,7 @@ class Lab:
         seat.disk.compact(meta.index - int(keep))
         yield f"  {name} has a snapshot {meta.index}/{meta.term}, and entries from {core.first_index} on"
 
-    # --- the network ----------------------------------------------------------------------------------------------------
+    # --- the network --------------------------------------------------------------------------------------------------
 
     def _chosen(self, words: tuple[str, ...]) -> list[Message]:
         chosen = list(self.waiting)
@@ -285,7 +294,7 @@ class Lab:
             raise AssertionError("it does not come to rest")
         yield from self.do_show() if how == "quiet" else lines
 
-    # --- wishes ---------------------------------------------------------------------------------------------------------
+    # --- wishes -------------------------------------------------------------------------------------------------------
 
     def do_propose(self, name: str, *texts: str) -> Iterator[str]:
         yield answer(self._core(name).propose([text.encode() for text in texts]))
@@ -338,7 +347,7 @@ class Lab:
         self._core(name).set_reluctant(how == "on")
         yield from ()
 
-    # --- looking --------------------------------------------------------------------------------------------------------
+    # --- looking ------------------------------------------------------------------------------------------------------
 
     def do_show(self, *names: str) -> Iterator[str]:
         for name in names or self.seats:
@@ -381,7 +390,7 @@ class Lab:
         return core
 
 
-# --- telling ------------------------------------------------------------------------------------------------------------
+# --- telling ----------------------------------------------------------------------------------------------------------
 
 
 def answer(outcome: Accepted | Refusal) -> str:
@@ -432,7 +441,7 @@ def told(message: Message) -> str:
             return head
 
 
-# --- transcripts ----------------------------------------------------------------------------------------------------------
+# --- transcripts ------------------------------------------------------------------------------------------------------
 
 
 def replay(path: Path) -> str:

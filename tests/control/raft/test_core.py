@@ -41,7 +41,7 @@ def test_only_what_an_append_proves_is_committed():
 
 
 def test_the_end_of_an_overtaken_write_counts_nothing():
-    """Case 22: entry 2 of term 2 is being written; a leader of term 3 replaces it; the leader of term 4 has it again."""
+    """Case 22: entry 2 of term 2 is being written; a leader of term 3 replaces it; that of term 4 has it again."""
     c = core([1], 2)
     c.step(append(A, 2, (1, 1), entry(2, 2)))
     first = c.ready()
@@ -86,7 +86,7 @@ def test_what_is_committed_is_never_replaced():
 def test_two_leaders_of_a_term():
     c = core([1], 2)
     c.step(Heartbeat(A, C, 3, 0, 1))
-    with pytest.raises(Inconsistent, match="both a.1 and b.2 lead in term 3"):
+    with pytest.raises(Inconsistent, match=r"both .* lead in term 3"):
         c.step(Heartbeat(B, C, 3, 0, 1))
 
 

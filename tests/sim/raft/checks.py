@@ -141,10 +141,16 @@ class Checks:
 
     def decided(self, node: Node, reply: VoteReply | PreVoteReply) -> None:
         """Who was removed gets no votes."""
-        configuration = node.core._s.configuration  # type: ignore[union-attr]
-        known = number_of(reply.receiver) <= configuration.joined
-        if known and all(member.id != reply.receiver for member in configuration.members):
+        if self.removed(node, reply.receiver):
             raise Violation("removed member", f"{node.id} votes for {reply.receiver}, which was removed")
+
+    @staticmethod
+    def removed(node: Node, member_id: str) -> bool:
+        """As a node knows."""
+        configuration = node.core._s.configuration  # type: ignore[union-attr]
+        if any(member.id == member_id for member in configuration.members):
+            return False
+        return number_of(member_id) <= configuration.joined
 
     def promised(self, node: Node, reply: AppendReply) -> None:
         """An acknowledged entry is on the disk."""

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[3])]
 
-from control.raft import core, election, follower, leader, messages, quorum, state  # noqa: E402
+from control.raft import core, election, follower, leader, messages, progress, quorum, state  # noqa: E402
 from control.raft.configuration import Configuration, decode_configuration  # noqa: E402
 from control.raft.log import Log  # noqa: E402
 from control.raft.reads import Reads  # noqa: E402
@@ -278,8 +278,12 @@ def append_commits_beyond_itself() -> Patches:
         if s.log.term(m.prev_index) == m.prev_term:
             s.log.commit_to(min(m.commit, s.log.last_index))
 
-    real = follower.on_append
-    return [(follower, "on_append", on_append)]
+    def refused(self: Any, prev_index: int, meeting: int) -> bool:
+        return real_refused(self, prev_index, self.match)
+
+    real, real_refused = follower.on_append, progress.Progress.refused
+    # With good hints the first entry that is sent conflicts, if any does: without them, this bug does its harm.
+    return [(follower, "on_append", on_append), (progress.Progress, "refused", refused)]
 
 
 @mutant
@@ -471,6 +475,11 @@ def stale_acknowledgement_counts() -> Patches:
     real = core.Core.step
     return [(core.Core, "step", step)]
 
+
+# The seeds that show them (the table of `main`); tests try these first.
+CAUGHT_BY = {
+    "CAUGHT": 0,
+}
 
 # --- hunting ----------------------------------------------------------------------------------------------------------
 

@@ -138,7 +138,10 @@ class Node:
         if state is not None:
             meta = message.snapshot  # type: ignore[attr-defined]
             self.incoming[meta.index, meta.term] = state
+        dropped, removed = self.core._dropped, self.world.checks.removed(self, message.sender)  # type: ignore[attr-defined]
         self.core.step(message)  # type: ignore[arg-type]
+        if removed and self.core._dropped == dropped:
+            raise Violation("removed member", f"{self.id} listens to {message}")
         self.pump()
         return True
 

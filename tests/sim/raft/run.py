@@ -21,6 +21,7 @@ from tests.sim.raft.node import Violation  # noqa: E402
 from tests.sim.raft.world import World  # noqa: E402
 
 CHUNK = 100  # seeds given to a process at once
+PROGRESS_EVERY = 5000
 
 
 def run_range(low: int, high: int) -> tuple[Counter[str], list[tuple[int, str]]]:
@@ -52,6 +53,7 @@ def run_many(low: int, high: int, jobs: int, until: float = float("inf")) -> tup
             counts += done
             failures += failed
             report(failed)
+            progress(counts)
         return counts, failures
     with ProcessPoolExecutor(jobs) as pool:
         for at in range(low, high + 1, CHUNK * jobs):
@@ -63,6 +65,12 @@ def run_many(low: int, high: int, jobs: int, until: float = float("inf")) -> tup
                 failures += failed
                 report(failed)
     return counts, failures
+
+
+def progress(counts: Counter[str]) -> None:
+    """A long run says now and then how far it is."""
+    if counts["seeds"] % PROGRESS_EVERY == 0:
+        print(f"{counts['seeds']} seeds done", flush=True)
 
 
 def report(failures: list[tuple[int, str]]) -> None:
