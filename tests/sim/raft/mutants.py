@@ -465,11 +465,13 @@ def uncommitted_without_bound() -> Patches:
 
 
 @mutant
-def stale_acknowledgement_counts() -> Patches:
+def stale_answers_count() -> Patches:
     def step(self: Any, m: Any) -> None:
         s = self._s
         if isinstance(m, messages.AppendReply) and m.term < s.term and s.role is Role.LEADER:
             m = messages.AppendReply(m.sender, m.receiver, s.term, min(m.index, s.log.last_index))
+        elif isinstance(m, messages.VoteReply) and m.term < s.term and s.role is Role.CANDIDATE:
+            m = messages.VoteReply(m.sender, m.receiver, s.term, m.granted)
         real(self, m)
 
     real = core.Core.step
