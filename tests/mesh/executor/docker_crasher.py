@@ -1,7 +1,8 @@
 """A daemon that runs one container to its end and is killed at one step: `docker_crasher.py DIRECTORY SOCKET STEP`.
 
 A step is a request to the engine that changes something, or what makes a task prepared, started or removed, as
-Python's audit events tell. Prints the name of the last step, and "whole" when STEP is more than there are.
+Python's audit events tell. It knocks at the gate of a container until that opens, as often as it takes: one step, so
+that a number means the same step in each run. Prints the name of the last step, and "whole" when STEP is more than there are.
 """
 
 from __future__ import annotations
@@ -31,19 +32,23 @@ def task(directory: Path) -> Launch:
 
 def kill_at(step: int) -> None:
     """Have this process killed just before its step number `step`."""
-    seen = 0
+    seen, last = 0, ""
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal seen
+        nonlocal seen, last
         flags = arguments[2] if event == "open" else 0
         knocks = isinstance(flags, int) and flags & os.O_WRONLY and flags & os.O_NONBLOCK
         mounts = event == "ctypes.dlsym" and arguments[1] in ("mount", "umount2")
         asks = event == "http.client.send" and isinstance(arguments[1], bytes) and not arguments[1].startswith(b"GET")
-        if event in _CHANGES or asks or knocks or mounts:
-            if seen == step:
-                print("knock" if knocks else event, flush=True)
-                signal.raise_signal(signal.SIGKILL)
-            seen += 1
+        if not (event in _CHANGES or asks or knocks or mounts):
+            return
+        name = "knock" if knocks else event
+        if name == last == "knock":
+            return
+        if seen == step:
+            print(name, flush=True)
+            signal.raise_signal(signal.SIGKILL)
+        seen, last = seen + 1, name
 
     sys.addaudithook(audit)
 
