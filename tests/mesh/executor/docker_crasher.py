@@ -2,7 +2,8 @@
 
 A step is a request to the engine that changes something, or what makes a task prepared, started or removed, as
 Python's audit events tell. It knocks at the gate of a container until that opens, as often as it takes: one step, so
-that a number means the same step in each run. Prints the name of the last step, and "whole" when STEP is more than there are.
+that a number means the same step in each run. Prints the name of the last step, and "whole" when STEP is more than
+there are.
 """
 
 from __future__ import annotations
