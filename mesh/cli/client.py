@@ -184,6 +184,10 @@ class Client:
         """Another spec for the node that was seen at `version`."""
         return _decode(self._update(self._control.UpdateNode, reference, version, spec), Node)
 
+    def update_cluster(self, reference: str, version: int, spec: ClusterSpec) -> Cluster:
+        """Other settings for the cluster that was seen at `version`."""
+        return _decode(self._update(self._control.UpdateCluster, reference, version, spec), Cluster)
+
     def _update(
         self, call: Callable[..., pb.Object], reference: str, version: int, spec: ServiceSpec | NodeSpec | ClusterSpec
     ) -> pb.Object:

@@ -20,6 +20,7 @@ ENTRIES = {
     "join": Entry("mesh.cli.cluster:join", "Make this machine a node of a cluster", CLUSTER),
     "leave": Entry("mesh.cli.cluster:leave", "Take this machine out of its cluster", CLUSTER),
     "status": Entry("mesh.cli.cluster:status", "How this machine and its cluster are", CLUSTER),
+    "cluster": Entry("mesh.cli.settings:cluster_settings", "Settings of the whole cluster", CLUSTER),
     "token": Entry("mesh.cli.token:token", "Join tokens", CLUSTER),
     "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
     "node": Entry("mesh.cli.node:node", "Machines of the cluster", OBJECTS),

@@ -128,6 +128,7 @@ SPECS: dict[str, Any] = {
     "CreateService": ServiceSpec,
     "UpdateService": ServiceSpec,
     "UpdateNode": NodeSpec,
+    "UpdateCluster": ClusterSpec,
     "Init": ClusterSpec,
 }
 
@@ -243,6 +244,12 @@ class FakeDaemon(ControlServicer, LocalServicer):
     def UpdateNode(self, request: pb.UpdateRequest, context: grpc.ServicerContext) -> pb.Object:
         self._begin("UpdateNode", request, context)
         return wire(self._find("node", request.reference, context))
+
+    def UpdateCluster(self, request: pb.UpdateRequest, context: grpc.ServicerContext) -> pb.Object:
+        self._begin("UpdateCluster", request, context)
+        old = self._find("cluster", request.reference, context)
+        self.add(replace(old, spec=msgspec.msgpack.decode(request.spec, type=ClusterSpec)))
+        return wire(self.objects[old.id])
 
     def Remove(self, request: pb.RemoveRequest, context: grpc.ServicerContext) -> pb.RemoveReply:
         self._begin("Remove", request, context)
