@@ -34,9 +34,9 @@ from control.rpc.control_pb2_grpc import (
 )
 from control.server.api import ControlService
 from control.server.dispatcher import DispatcherService
+from control.server.edge import Edge, ListenError
 from control.server.membership import MembershipService
 from control.server.nodes import availability_of
-from control.server.options import CALLS_MAX, SERVER_OPTIONS
 from control.server.refusal import Refusal
 from control.spec import cluster_mistakes, is_hostname
 from control.store.errors import NotLeader, StoreClosed, StoreError
@@ -85,7 +85,15 @@ class Manager:
         self._server = server
 
     @classmethod
-    async def open(cls, directory: Path, *, cluster_id: str, listen: str, wall_ms: Callable[[], int]) -> Manager:
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        cluster_id: str,
+        listen: str,
+        wall_ms: Callable[[], int],
+        edge: Edge = Edge(),  # noqa: B008 - it has no state
+    ) -> Manager:
         """Open the state in `directory` and bind `listen` (host:port, or unix:path; port 0 for any).
 
         Raises ManagerError.
@@ -99,18 +107,16 @@ class Manager:
         if not store.view().all(Cluster):
             await store.close()
             raise ManagerError(f"{directory} holds no cluster: it was not made by mesh init, or only half")
-        server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+        server = edge.server()
         manager = cls(store, server, wall_ms)
         manager.add_services(server)
         add_MembershipServicer_to_server(manager.membership, server)
         add_DispatcherServicer_to_server(manager.dispatcher, server)
         try:
-            manager.port = server.add_insecure_port(listen)
-        except RuntimeError as error:
+            manager.port = edge.listen(server, listen)
+        except ListenError as error:
             await store.close()
-            raise ManagerError(
-                f"cannot listen on {listen}: another program uses it, or it is no address here"
-            ) from error
+            raise ManagerError(str(error)) from error
         return manager
 
     @staticmethod

@@ -22,3 +22,13 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.so_reuseport", 0),  # a second daemon on the port is an error, not a partner that takes half of the calls
 )
+
+# A manager that restarts is back in a second, and nobody shall wait much longer than that for it.
+RECONNECT_FIRST_MS, RECONNECT_MAX_MS = 100, 1000
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", REPLY_MAX_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+    ("grpc.enable_http_proxy", 0),  # between machines of one cluster, whatever the environment says
+)

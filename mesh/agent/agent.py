@@ -17,6 +17,7 @@ from pathlib import Path
 
 from control.assignment import Endpoint
 from control.model import HealthCheck, Network, NodeDescription, Task
+from control.server.edge import Edge
 from mesh.agent import disk
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
@@ -87,6 +88,7 @@ class Doors:
     name_server: NameServer
     gossip: GossipDoor | None = None
     watch: MakeWatch = lambda _: Unwatched()
+    edge: Edge = Edge()  # noqa: RUF009 - it has no state
 
 
 class Agent:
@@ -108,7 +110,7 @@ class Agent:
         self._doors, self._netns_dir, self._wall_ms = doors, netns_dir, wall_ms
         self._file = state_dir / "assignments"
         self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
-        self.connection = Connection(self.session, identity.managers, self._assigned, random.Random())
+        self.connection = Connection(self.session, identity.managers, self._assigned, random.Random(), doors.edge)
         self.tasks = Tasks()
         self.reconciler = Reconciler(
             doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics, doors.watch

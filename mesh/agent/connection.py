@@ -15,6 +15,7 @@ import grpc
 
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import DispatcherStub
+from control.server.edge import Edge
 from mesh.agent.session import ProtocolError, Session
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,6 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 # A write that takes longer than this goes to a dead peer.
 WRITE_TIMEOUT_S = 10.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 << 20),  # a complete set for a node of a large cluster
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 
 class _StreamEnded(Exception):
@@ -40,9 +36,15 @@ class Connection:
     """Keeps `session` in touch with one of the managers."""
 
     def __init__(
-        self, session: Session, managers: tuple[str, ...], changed: Callable[[], None], random_source: random.Random
+        self,
+        session: Session,
+        managers: tuple[str, ...],
+        changed: Callable[[], None],
+        random_source: random.Random,
+        edge: Edge,
     ) -> None:
         """`changed` is called after each message that changed the assignments."""
+        self._edge = edge
         self._session, self._managers, self._changed, self._random = session, managers, changed, random_source
         self._kick = asyncio.Event()
         self._reopen = False
@@ -81,7 +83,7 @@ class Connection:
         """One stream, from Hello to its end; returns why it ended."""
         reason = "closed"
         try:
-            async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            async with self._edge.channel(address) as channel:
                 call = DispatcherStub(channel).Session()
                 self._reopen = False
                 self._session.open(_now())

@@ -16,7 +16,7 @@ import mesh
 from control.model import ClusterSpec
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer
-from control.server.options import REPLY_MAX_BYTES
+from control.server.edge import Edge
 from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
 
@@ -24,10 +24,6 @@ from mesh.daemon.identity import Identity
 DUMP_PIECE = 1000
 # A forwarded call other than a watch is answered within this time or not at all.
 FORWARD_TIMEOUT_S = 20.0
-
-
-# A list of a large cluster is larger than gRPC's 4 MiB.
-_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", REPLY_MAX_BYTES),)
 
 
 class StateError(Exception):
@@ -38,6 +34,7 @@ class NodeControl(Protocol):
     """What the local API needs of the node (mesh.daemon.node.Node)."""
 
     identity: Identity | None
+    edge: Edge
 
     def info(self) -> pb.InfoReply: ...
     async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply: ...
@@ -171,7 +168,7 @@ class ControlGate(ControlServicer):
         own = self._node.own_control()
         if own is not None:
             return await getattr(own, name)(request, context)
-        async with grpc.aio.insecure_channel(await self._manager(context), options=_CHANNEL_OPTIONS) as channel:
+        async with self._node.edge.channel(await self._manager(context)) as channel:
             try:
                 return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
@@ -183,7 +180,7 @@ class ControlGate(ControlServicer):
             async for event in cast("AsyncIterator[pb.Event]", own.Watch(request, cast(Any, context))):
                 yield event
             return
-        async with grpc.aio.insecure_channel(await self._manager(context), options=_CHANNEL_OPTIONS) as channel:
+        async with self._node.edge.channel(await self._manager(context)) as channel:
             try:
                 async for event in cast("AsyncIterator[pb.Event]", ControlStub(channel).Watch(request)):
                     yield event

@@ -27,6 +27,7 @@ from control.rpc.control_pb2_grpc import (
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
 )
+from control.server.edge import Edge
 from control.token import TokenError, parse_token
 from mesh import machine
 from mesh.agent.agent import Agent, Doors
@@ -67,6 +68,7 @@ class Node:
         wall_ms: Callable[[], int],
     ) -> None:
         self.config, self.metrics = config, metrics
+        self.edge = Edge()
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
         self.state_dir = Path(config.state_dir)
         self.identity: Identity | None = identities.load(self.state_dir)
@@ -178,6 +180,7 @@ class Node:
             cluster_id=identity.cluster_id,
             listen=self.config.listen,
             wall_ms=self._wall_ms,
+            edge=self.edge,
         )
 
     # --- the local API ------------------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ class Node:
         request = pb.RemoveRequest(kind="node", reference=identity.node_id, force=True)
         for address in identity.managers:
             try:
-                async with grpc.aio.insecure_channel(address) as channel:
+                async with self.edge.channel(address) as channel:
                     await ControlStub(channel).Remove(request, timeout=LEAVE_TIMEOUT_S)
                     return
             except grpc.aio.AioRpcError as error:
@@ -380,7 +383,7 @@ class Node:
         failure: grpc.aio.AioRpcError | None = None
         for address in managers:
             try:
-                async with grpc.aio.insecure_channel(address) as channel:
+                async with self.edge.channel(address) as channel:
                     return await MembershipStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
