@@ -59,17 +59,19 @@ def become_leader(s: State) -> None:
         progress.heard = s.ticks  # each has an election time to answer before the quorum is missed
     # Somebody's change may be in the log, not applied yet (case 13).
     s.pending_change = s.log.last_index
-    s.outgoing = any(unseats(change, s.id) for change in _pending(s))
+    s.outgoing = any(unseats(change, s.id) for _, change in _pending(s))
+    s.promoting = {change.member_id: index for index, change in _pending(s) if isinstance(change, Promote)}
     append(s, Kind.NOOP, b"")
     s.noop_index = s.log.last_index
 
 
-def _pending(s: State) -> Iterator[ConfChange]:
-    """Changes in the log that are not applied: at most one, but for those of earlier leaders that came to nothing."""
+def _pending(s: State) -> Iterator[tuple[int, ConfChange]]:
+    """Changes in the log that are not applied, with their indexes: at most one, but for those of earlier leaders that
+    came to nothing."""
     log = s.log
     for entry in log.entries[log.applied - log.base_index :]:
         if entry.kind == Kind.CHANGE:
-            yield decode_change(entry.data)
+            yield entry.index, decode_change(entry.data)
 
 
 def append(s: State, kind: Kind, data: bytes) -> None:
@@ -140,6 +142,16 @@ def _told(s: State, progress: Progress) -> int:
     return min(log.commit, s.withheld_from - 1) if progress.id == s.withheld else log.commit
 
 
+def _end_for(s: State, progress: Progress, told: int) -> int:
+    """The last entry that a member may be sent.
+
+    One that gets a vote gets nothing after that change but together with the news that it is committed. Those who know
+    that need its vote; with a log longer than theirs, and no idea that it may campaign itself, it would refuse it.
+    """
+    end = s.promoting.get(progress.id, 0)
+    return end if told < end else s.log.last_index
+
+
 # --- replication ------------------------------------------------------------------------------------------------------
 
 
@@ -155,25 +167,27 @@ def flush(s: State) -> None:
 
 def send_appends(s: State, progress: Progress, *, empty: bool = False) -> None:
     """Entries, a snapshot, or only news of what is committed. `empty`: send at least something."""
-    log, told = s.log, _told(s, progress)
+    told = _told(s, progress)
+    end = _end_for(s, progress, told)
     while progress.may_send(s.options):
-        has_more = progress.next <= log.last_index
+        has_more = progress.next <= end
         is_news = progress.flow is Flow.REPLICATE and progress.sent_commit < told
         if not (has_more or empty or is_news):
             return
-        if not send_append(s, progress, told):
+        if not send_append(s, progress, told, end):
             return
         progress.sent_commit = told
         empty = False
 
 
-def send_append(s: State, progress: Progress, told: int) -> bool:
-    """One message, with what the member may know to be committed. False if there is nothing to be sent in its place."""
+def send_append(s: State, progress: Progress, told: int, end: int) -> bool:
+    """One message, of entries up to `end`, with what the member may know to be committed. False if there is nothing to
+    be sent in its place."""
     log, prev = s.log, progress.next - 1
     prev_term = log.term(prev)
     if prev_term is None or prev < log.base_index:
         return send_snapshot(s, progress, told)
-    entries = log.between(progress.next, log.last_index, s.options.append_bytes)
+    entries = log.between(progress.next, end, s.options.append_bytes)
     s.send(Append(s.id, progress.id, s.term, prev, prev_term, told, entries))
     if entries or progress.flow is Flow.PROBE:
         progress.sent(prev + len(entries), entries_bytes(entries))
@@ -342,6 +356,8 @@ def propose_change(s: State, change: ConfChange, mistake: str) -> Accepted | Ref
         return Refusal(Why.QUORUM, s.id)
     append(s, Kind.CHANGE, encode(change))
     s.pending_change, s.withheld = s.log.last_index, ""
+    if isinstance(change, Promote):
+        s.promoting[change.member_id] = s.log.last_index
     return Accepted(s.log.last_index, s.term)
 
 
@@ -390,6 +406,7 @@ def changed(s: State, index: int) -> None:
             s.dismissed.append((s.pending_change, progress))
         else:
             _tell_removed(s, progress)
+    s.promoting = {one: at for one, at in s.promoting.items() if at > index}
     if s.transferee and s.transferee not in s.voters:
         s.transferee = ""
     commit(s)  # a smaller majority may have been reached already
@@ -410,7 +427,7 @@ def _take_vote(s: State, index: int, progress: Progress, *, voter: bool) -> None
 def _tell_removed(s: State, progress: Progress) -> None:
     """Once; if that is lost, nobody answers it any more."""
     if progress.flow is not Flow.SNAPSHOT and s.log.term(progress.next - 1) is not None:
-        send_append(s, progress, s.log.commit)
+        send_append(s, progress, s.log.commit, s.log.last_index)
 
 
 # --- handing over -----------------------------------------------------------------------------------------------------
@@ -419,7 +436,7 @@ def _tell_removed(s: State, progress: Progress) -> None:
 def transfer(s: State, to: str) -> Refusal | None:
     """Hand the leadership over, once `to` has everything. Meanwhile, or for an election time, nothing is taken (case
     12)."""
-    if to == s.id or to not in s.voters or any(unseats(change, to) for change in _pending(s)):
+    if to == s.id or to not in s.voters or any(unseats(change, to) for _, change in _pending(s)):
         return Refusal(Why.MISTAKE, s.id, f"manager {to} cannot take over: it leads already, or is no voter")
     s.transferee, s.transfer_began = to, s.ticks
     progress = s.progress[to]
@@ -440,7 +457,7 @@ def hand_over(s: State) -> None:
 def successor(s: State) -> str:
     """The voter that has most and was heard within an election time; "" if there is none."""
     horizon = s.ticks - s.options.election_ticks
-    pending = list(_pending(s))
+    pending = [change for _, change in _pending(s)]
     fit = [
         p
         for p in s.progress.values()

@@ -57,6 +57,7 @@ class State:
         "pending_change",
         "progress",
         "promotable",
+        "promoting",
         "reads",
         "reluctant",
         "rng",
@@ -99,6 +100,7 @@ class State:
         self.withheld, self.withheld_from = "", 0  # who lost its vote by which entry, and is not told yet
         self.dismissed: list[tuple[int, Progress]] = []  # were removed; are told when that index is committed
         self.pending_change = 0  # index of the last change of the configuration that may be in the log, not applied
+        self.promoting: dict[str, int] = {}  # who is to get a vote -> index of the change, not applied here
         self.transferee = ""
         self.transfer_began = NEVER
         self.flush = False  # followers may have to be sent something
@@ -159,6 +161,7 @@ class State:
         self.dismissed.clear()
         self.withheld = ""
         self.outgoing = False
+        self.promoting.clear()
         self.transferee, self.transfer_began = "", NEVER
         self.flush = False
         self.draw_timeout()

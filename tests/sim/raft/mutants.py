@@ -448,6 +448,11 @@ def who_lost_its_vote_is_told_at_once() -> Patches:
 
 
 @mutant
+def who_gets_a_vote_is_told_late() -> Patches:
+    return [(leader, "_end_for", lambda s, one, told: s.log.last_index)]
+
+
+@mutant
 def leaders_remove_themselves() -> Patches:
     return [(leader, "unseats", lambda change, member_id: False)]
 

@@ -122,6 +122,7 @@ class World:
         self.checks = Checks(self)
         self.first = Configuration(tuple(Member(f"n{i + 1}.{i + 1}", voter=True) for i in range(size)), joined=size)
         self.configuration = self.first
+        self.previous = self.first
         self.configured = 1  # index of the last change in it
         found = bootstrap(self.first)
         for member in self.first.members:
@@ -358,7 +359,10 @@ class World:
         node.crash()  # the checks may still look at what was there
 
     def _possible_voters(self) -> list[set[str]]:
+        """Who may have to agree: those in force, those under way, and those of before, until all know better."""
         configurations = [self.configuration]
+        if any(not self.nodes[v].gone and self.nodes[v].disk.hard.commit < self.configured for v in self._now_voters()):
+            configurations.append(self.previous)
         for node in self.nodes.values():
             log = node.core._s.log.entries if node.core is not None else node.disk.log
             configurations.extend(
@@ -367,6 +371,9 @@ class World:
                 if e.kind == Kind.CHANGE and e.index > self.configured
             )
         return [set(configuration.voters) for configuration in configurations]
+
+    def _now_voters(self) -> list[str]:
+        return [voter for voter in self.configuration.voters if voter in self.nodes]
 
     def _safe(self, voters: set[str], lost: set[str]) -> bool:
         alive = [v for v in voters if v not in lost and v in self.nodes and not self.nodes[v].gone]
@@ -416,7 +423,7 @@ class World:
         if entry.index > self.configured:
             assert entry.kind == Kind.CHANGE
             change = decode_change(entry.data)
-            self.configured = entry.index
+            self.configured, self.previous = entry.index, self.configuration
             self.configuration = apply_change(self.configuration, change)
             if isinstance(change, AddLearner):
                 self._join(change.node_id)
