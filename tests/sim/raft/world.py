@@ -352,17 +352,16 @@ class World:
     def lose(self) -> None:
         """A disk is lost, if a majority of disks stays whatever change is under way."""
         node = self.rng.choice([node for node in self.nodes.values() if not node.gone] or list(self.nodes.values()))
-        if node.gone or not all(self._safe(voters | {"?"}, {node.id}) for voters in self._possible_voters()):
+        if node.gone or not all(self._safe(voters, {node.id}) for voters in self._possible_voters()):
             return
         self.note("lose", node)
         node.gone = True
         node.crash()  # the checks may still look at what was there
 
     def _possible_voters(self) -> list[set[str]]:
-        """Who may have to agree: those in force, those under way, and those of before, until all know better."""
+        """Who may have to agree: those in force, those under way, and those of before, until all know better. "?" is
+        somebody whose vote is added next, and who does not answer."""
         configurations = [self.configuration]
-        if any(not self.nodes[v].gone and self.nodes[v].disk.hard.commit < self.configured for v in self._now_voters()):
-            configurations.append(self.previous)
         for node in self.nodes.values():
             log = node.core._s.log.entries if node.core is not None else node.disk.log
             configurations.extend(
@@ -370,7 +369,10 @@ class World:
                 for e in log
                 if e.kind == Kind.CHANGE and e.index > self.configured
             )
-        return [set(configuration.voters) for configuration in configurations]
+        possible = [{"?", *configuration.voters} for configuration in configurations]
+        if any(not self.nodes[v].gone and self.nodes[v].disk.hard.commit < self.configured for v in self._now_voters()):
+            possible.append(set(self.previous.voters))
+        return possible
 
     def _now_voters(self) -> list[str]:
         return [voter for voter in self.configuration.voters if voter in self.nodes]
