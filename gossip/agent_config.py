@@ -68,6 +68,10 @@ Read = Callable[[object], object]
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise AgentConfigError("must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # a flag that is no UTF-8, or half a pair in a file
+        raise AgentConfigError("must be a text in UTF-8") from error
     return value
 
 
@@ -130,9 +134,10 @@ def _count(value: object) -> int:
 
 
 def _profile(value: object) -> str:
-    if value not in PROFILES:
-        raise AgentConfigError(f'must be lan, wan or local, not "{value}"')
-    return _text(value)
+    name = _text(value)
+    if name not in PROFILES:
+        raise AgentConfigError(f'must be lan, wan or local, not "{name}"')
+    return name
 
 
 def _key(value: object) -> bytes:
@@ -270,7 +275,7 @@ def parse_file(text: str, origin: str, base: AgentConfig) -> AgentConfig:
         raise AgentConfigError(f"{origin} must hold one JSON object")
     for key, value in values.items():
         if key == "role":
-            base = replace(base, tags={**base.tags, "role": str(value)})
+            base = _apply(base, _BY_KEY["tags"], key, {**base.tags, key: value}, f'{origin}: "{key}"', _BY_KEY)
         else:
             base = _apply(base, _BY_KEY.get(key), key, value, f'{origin}: "{key}"', _BY_KEY)
     return base

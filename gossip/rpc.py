@@ -205,6 +205,16 @@ def texts(body: Mapping[str, Any], name: str) -> list[str]:
     return [text({name: item}, name) for item in value]
 
 
+def maps(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A list of maps."""
+    value = body.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise RpcError(f"{name} must be a list of maps")
+    return value
+
+
 def pairs(body: Mapping[str, Any], name: str) -> dict[str, str]:
     """A map from texts to texts."""
     value = body.get(name)

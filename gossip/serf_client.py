@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any, Self
 
@@ -115,9 +116,10 @@ class SerfClient:
         """Join a cluster by the addresses of some of its members; how many were reached."""
         head = self._send("join", {"Existing": list(existing), "Replay": replay})
         body = self._body()
-        if error := rpc.text(head, "Error"):
-            raise SerfError(error)
-        return rpc.number(body, "Num", 1 << 31)
+        with self._understood():
+            if error := rpc.text(head, "Error"):
+                raise SerfError(error)
+            return rpc.number(body, "Num", 1 << 31)
 
     def leave(self) -> None:
         """Make the agent leave and end."""
@@ -126,12 +128,12 @@ class SerfClient:
     def members(self) -> list[Member]:
         """All members."""
         self._call("members")
-        return [_member(item) for item in self._body().get("Members") or ()]
+        return self._members()
 
     def members_filtered(self, tags: Mapping[str, str] | None = None, status: str = "", name: str = "") -> list[Member]:
         """Members that match all expressions."""
         self._call("members-filtered", {"Name": name, "Status": status, "Tags": dict(tags or {})})
-        return [_member(item) for item in self._body().get("Members") or ()]
+        return self._members()
 
     def tags(self, tags: Mapping[str, str] | None = None, delete_tags: Sequence[str] = ()) -> None:
         """Change the agent's tags."""
@@ -141,13 +143,15 @@ class SerfClient:
         """Numbers of the agent, in blocks."""
         self._call("stats")
         body = self._body()
-        return {name: rpc.pairs(body, name) for name in body}
+        with self._understood():
+            return {name: rpc.pairs(body, name) for name in body}
 
     def get_coordinate(self, node: str) -> dict[str, Any] | None:
         """A node's coordinate (Vec, Error, Adjustment, Height), or None."""
         self._call("get-coordinate", {"Node": node})
         body = self._body()
-        return body["Coord"] if body.get("Ok") else None
+        place = body.get("Coord")
+        return place if body.get("Ok") and isinstance(place, dict) else None
 
     def install_key(self, key: str) -> KeyReport:
         """Make a key known to all."""
@@ -177,7 +181,7 @@ class SerfClient:
     def monitor(self, level: str = "DEBUG") -> Iterator[str]:
         """Lines of the agent's log."""
         self._call("monitor", {"LogLevel": level})
-        return (rpc.text(record, "Log") for record in self._records())
+        return self._lines()
 
     def stop(self, seq: int) -> None:
         """End a stream by the number of its request."""
@@ -214,37 +218,61 @@ class SerfClient:
 
     # The wire
 
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        try:
+            yield
+        except rpc.RpcError as error:
+            raise SerfConnectionError(
+                f"the gossip agent at {self.address} does not speak Serf's RPC: {error}"
+            ) from error
+
+    def _members(self) -> list[Member]:
+        body = self._body()
+        with self._understood():
+            return [_member(item) for item in rpc.maps(body, "Members")]
+
+    def _lines(self) -> Iterator[str]:
+        for record in self._records():
+            with self._understood():
+                line = rpc.text(record, "Log")
+            yield line
+
     def _answers(self) -> Iterator[tuple[str, str, bytes]]:
         for record in self._records():
-            kind = rpc.text(record, "Type")
-            if kind == "done":
+            with self._understood():
+                answer = rpc.text(record, "Type"), rpc.text(record, "From"), rpc.data(record, "Payload")
+            if answer[0] == "done":
                 return
-            yield kind, rpc.text(record, "From"), rpc.data(record, "Payload")
+            yield answer
 
     def _records(self) -> Iterator[dict[str, Any]]:
         while True:
-            head = self._body()
-            if error := rpc.text(head, "Error"):
-                raise SerfError(error)
+            self._check(self._body())
             yield self._body()
 
     def _keys(self, command: str, body: object) -> KeyReport:
         head = self._send(command, body)
         report = self._body()
         keys = report.get("Keys")
-        return KeyReport(
-            rpc.pairs(report, "Messages"),
-            {key: int(count) for key, count in keys.items()} if isinstance(keys, dict) else {},
-            rpc.number(report, "NumNodes", 1 << 31),
-            rpc.number(report, "NumResp", 1 << 31),
-            rpc.number(report, "NumErr", 1 << 31),
-            rpc.text(head, "Error"),
-        )
+        with self._understood():
+            return KeyReport(
+                rpc.pairs(report, "Messages"),
+                {key: rpc.number(keys, key, 1 << 31) for key in keys} if isinstance(keys, dict) else {},
+                rpc.number(report, "NumNodes", 1 << 31),
+                rpc.number(report, "NumResp", 1 << 31),
+                rpc.number(report, "NumErr", 1 << 31),
+                rpc.text(head, "Error"),
+            )
 
     def _call(self, command: str, body: object = None) -> None:
         """Send a command; its body, if one comes, is still to be read."""
-        head = self._send(command, body)
-        if error := rpc.text(head, "Error"):
+        self._check(self._send(command, body))
+
+    def _check(self, head: Mapping[str, Any]) -> None:
+        with self._understood():
+            error = rpc.text(head, "Error")
+        if error:
             raise SerfError(error)
 
     def _send(self, command: str, body: object) -> dict[str, Any]:
@@ -260,20 +288,17 @@ class SerfClient:
 
     def _body(self) -> dict[str, Any]:
         try:
-            while (found := self._objects.next()) is None:
-                assert self._socket is not None, "not connected"
-                got = self._socket.recv(READ_BYTES)
-                if not got:
-                    raise SerfConnectionError(f"the gossip agent at {self.address} closed the connection")
-                self._objects.feed(got)
+            with self._understood():
+                while (found := self._objects.next()) is None:
+                    assert self._socket is not None, "not connected"
+                    got = self._socket.recv(READ_BYTES)
+                    if not got:
+                        raise SerfConnectionError(f"the gossip agent at {self.address} closed the connection")
+                    self._objects.feed(got)
         except TimeoutError as error:
             raise SerfConnectionError(f"the gossip agent at {self.address} does not answer") from error
         except OSError as error:
             raise SerfConnectionError(f"the gossip agent at {self.address} closed the connection") from error
-        except rpc.RpcError as error:
-            raise SerfConnectionError(
-                f"the gossip agent at {self.address} does not speak Serf's RPC: {error}"
-            ) from error
         return found
 
     def _open(self) -> socket.socket:

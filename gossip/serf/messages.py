@@ -390,6 +390,8 @@ def encode_filters(nodes: Sequence[str], tags: Mapping[str, str]) -> tuple[bytes
 
 def decode_filter(data: bytes) -> NodeFilter | TagFilter:
     """One filter of a query. Raises BadMessage."""
+    if not data:
+        raise BadMessage("empty filter")
     match data[0]:
         case 0:
             names = unpack(data[1:])
