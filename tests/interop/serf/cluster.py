@@ -119,12 +119,16 @@ class Cluster:
             self.nodes.append(Node(kind, f"{kind}{at}", ports[2 * at], ports[2 * at + 1], self._flags))
 
     def __enter__(self) -> Cluster:
-        for node in self.nodes:
-            node.start(self.log)
-        for node in self.nodes:
-            node.ready()
-        for node in self.nodes[1:]:
-            node.client.join([self.nodes[0].address])
+        try:
+            for node in self.nodes:
+                node.start(self.log)
+            for node in self.nodes:
+                node.ready()
+            for node in self.nodes[1:]:
+                node.client.join([self.nodes[0].address])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
