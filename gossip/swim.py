@@ -180,9 +180,13 @@ class Swim:
         def fits(member: Member) -> bool:
             return member.state <= State.SUSPECT or (member.since_s > dead_since_s)
 
+        nothing_left = False
         for member in self._members.some(profile.gossip_nodes, fits):
-            if not self._outbox.gossip(member.address):
-                break
+            if self._prober.links.is_degraded(member.name) and member.state is State.ALIVE:
+                if not self._outbox.hold_back:
+                    self._syncer.carry(now, member)
+            elif not nothing_left:
+                nothing_left = not self._outbox.gossip(member.address)
 
     def watch(self, event: MemberEvent) -> None:
         """What a change of a member means for who is looked for."""
@@ -215,7 +219,9 @@ class Swim:
         return self._members.all()
 
     def send_user(self, to: Address, message: bytes, now: float) -> bool:
-        del now
+        if any(one is not None and one.address == to for one in map(self._members.get, self.degraded)):
+            self.send_user_stream(to, message, now)
+            return True
         return self._outbox.send_only(to, b"\x08" + message)
 
     def send_user_stream(self, to: Address, message: bytes, now: float) -> None:

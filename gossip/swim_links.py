@@ -1,7 +1,7 @@
 """Which members this node reaches only by detours: UDP to them is lost, and TCP or a third node answered. Pure.
 
-Serf's ping over TCP hides such links: everybody looks alive and no event arrives. Here they are named, and when this
-node's own UDP seems to be blocked, what it has to tell goes over streams (`swim_sync`).
+Serf's ping over TCP hides such links: everybody looks alive and no event arrives. Here they are named, and what there
+is to tell to such a member, or to all while this node's own UDP seems to be blocked, goes over streams (`swim_sync`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ class Links:
     def degraded(self) -> list[str]:
         """Members that only detours lead to."""
         return sorted(name for name, count in self._detours.items() if count >= DETOURS_MAX)
+
+    def is_degraded(self, name: str) -> bool:
+        """Whether only detours lead to this member."""
+        return self._detours.get(name, 0) >= DETOURS_MAX
 
     def blocked(self, others: int) -> bool:
         """Whether this node's own UDP leads nowhere; `others`: how many could have answered."""

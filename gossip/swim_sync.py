@@ -1,7 +1,7 @@
 """Push/pull: two nodes tell each other all they know, over a stream; joining; and finding again who was lost.
 
 Who failed is looked for again for a day, and seeds for ever: so a partition heals however long it lasted. When this
-node's own UDP is blocked, streams also carry what would have gone into packets.
+node's own UDP is blocked, or that to some members, streams also carry what would have gone into packets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ALONE_SEEDS = 3
 # Of all members together about this many try each seed or lost member in an interval: 2,400 would flood one that
 # comes back.
 RETRY_SHARE = 8
-BLOCKED_SYNC_S = 5.0
+# Where packets do not go, push/pull brings the members instead: this many times as often as usual (5 s for few nodes).
+BLOCKED_SYNC_SHARE = 6
 BLOCKED_PER_TICK = 4  # streams with a message each
 BACKLOG_MAX = 256
 
@@ -63,7 +64,7 @@ class Syncer:
         self._joins: deque[Address] = deque()
         self._joining = 0
         self._lost: dict[str, Lost] = {}
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[tuple[bytes, Address | None]] = deque()  # and for whom; None: anybody
         self._next_blocked_sync_s = 0.0
 
     def start(self, now: float) -> None:
@@ -198,15 +199,23 @@ class Syncer:
 
     # Without UDP
 
-    def carry(self, now: float) -> None:
-        """What UDP would have brought, at each tick of gossip while it is blocked."""
+    def carry(self, now: float, to: Member | None = None) -> None:
+        """What UDP would have brought to a member, or to anybody while it is blocked; at each tick of gossip."""
         if now >= self._next_blocked_sync_s:
-            self._next_blocked_sync_s = now + BLOCKED_SYNC_S
-            self._sync_with_somebody(now)
-        if not self._backlog:
-            self._backlog.extend(self._delegate.broadcasts(0, self._outbox.room)[:BACKLOG_MAX])
+            often_s = self._profile.push_pull_s(self._members.alive_count) / BLOCKED_SYNC_SHARE
+            self._next_blocked_sync_s = now + often_s
+            if to is None:
+                self._sync_with_somebody(now)
+            else:
+                self.sync_with(to.address, now, None)
+        if len(self._backlog) < BACKLOG_MAX:
+            address = to.address if to is not None else None
+            self._backlog.extend((message, address) for message in self._delegate.broadcasts(0, self._outbox.room))
         for _ in range(min(BLOCKED_PER_TICK, len(self._backlog))):
-            message = self._backlog.popleft()
+            message, address = self._backlog.popleft()
+            if address is not None:
+                self._outbox.open(address, stream.user(message), self._profile.stream_timeout_s, None)
+                continue
             for member in self._members.some(1, lambda m: m.state is State.ALIVE):
                 self._outbox.open(member.address, stream.user(message), self._profile.stream_timeout_s, None)
 

@@ -14,6 +14,7 @@ from gossip.swim_ports import OpenStream, StreamFailure
 from gossip.wire import Ack, Alive, IndirectPing, Message, Nack, Ping, Suspect
 from tests.sim.gossip.bench import ME, START, Bench
 from tests.sim.gossip.cluster import Cluster, member
+from tests.sim.gossip.run import Teller
 
 A, B, C, D = (member(name, 8000 + at) for at, name in enumerate("abcd"))
 FROM = Address("10.7.7.7", 7)
@@ -244,6 +245,45 @@ def test_without_udp_messages_go_over_streams_and_it_is_said() -> None:
     cluster.cut_udp = lambda a, b: False
     cluster.until(lambda: not any(node.swim.udp_blocked or node.swim.degraded for node in nodes), 30.0)
     assert not any(change is Change.FAILED for node in nodes for _, change, _ in node.seen.events)
+
+
+def test_two_halves_that_only_tcp_joins_tell_each_other_everything() -> None:
+    """Each node has some that UDP reaches, so most of the time only its links to the others are degraded."""
+    cluster = Cluster(11)
+    nodes = cluster.formed(6)
+    left = {node.name for node in nodes[:3]}
+    cluster.cut_udp = lambda a, b: (a.name in left) != (b.name in left)
+    cluster.until(lambda: all(len(node.swim.degraded) == 3 for node in nodes), 120.0)
+    cluster.until(lambda: not nodes[0].swim.udp_blocked, 10.0)
+    nodes[0].seen.to_all = [b"event %d" % number for number in range(24)]
+    nodes[1].seen.meta = b"new"
+    nodes[1].swim.update_meta(cluster.now)
+    cluster.run_for(3.0)
+    across = sum(len(node.seen.messages) for node in nodes[3:])
+    assert across > 0
+    cluster.until(lambda: all(_meta(node.swim.member("n1")) == b"new" for node in nodes), 20.0)
+    before = cluster.counts["streams"]
+    assert nodes[0].swim.send_user(nodes[5].address, b"to you", cluster.now)
+    cluster.turn(nodes[0])
+    cluster.run_for(0.1)
+    assert cluster.counts["streams"] > before
+    assert b"to you" in nodes[5].seen.messages
+    assert not any(change is Change.FAILED for node in nodes for _, change, _ in node.seen.events)
+
+
+def test_an_event_crosses_from_half_to_half_as_fast_as_by_udp() -> None:
+    cluster = Cluster(12)
+    nodes = cluster.formed(8, Teller)
+    for node in nodes:
+        node.seen.node = node  # type: ignore[attr-defined]
+    left = {node.name for node in nodes[:4]}
+    cluster.cut_udp = lambda a, b: (a.name in left) != (b.name in left)
+    cluster.until(lambda: all(len(node.swim.degraded) == 4 for node in nodes), 120.0)
+    for number in range(10):
+        message = b"event %d" % number
+        nodes[number % 8].seen.user_message(message, cluster.now)
+        took_s = cluster.until(lambda: all(message in n.seen.heard for n in nodes), 10.0)  # type: ignore[attr-defined] # noqa: B023
+        assert took_s < 2.0
 
 
 def _meta(one: Member | None) -> bytes:
