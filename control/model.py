@@ -19,6 +19,7 @@ from control.lifecycle import TaskState
 Protocol = Literal["tcp", "udp", "sctp"]
 NodeState = Literal["unknown", "down", "ready"]
 Role = Literal["manager", "worker"]
+UserRole = Literal["viewer", "operator", "admin"]
 Availability = Literal["active", "pause", "drain"]
 EndpointMode = Literal["vip", "dnsrr"]
 PublishMode = Literal["ingress", "host"]
@@ -113,6 +114,8 @@ class Node(Value, frozen=True, kw_only=True):
     status: NodeStatus = NodeStatus()
     secret_digest: str = ""  # SHA-256 of the secret the node was given at join
     control_address: str = ""  # managers: host:port of the API
+    key_digest: str = ""  # SHA-256 of its public key: a node that was off for long shows by it that it is the same
+    issuer: str = ""  # digest of the root (control.ca) that stands behind its certificate
 
 
 # --- networks -----------------------------------------------------------------------------------------------------
@@ -421,8 +424,37 @@ class RestingAddress(Value, frozen=True, kw_only=True):
     until_ms: int
 
 
-Object = Cluster | Node | Network | Service | Task | RestingAddress
-Kind = Literal["cluster", "node", "network", "service", "task", "resting_address"]
+# --- trust --------------------------------------------------------------------------------------------------------
+
+
+class Authority(Value, frozen=True, kw_only=True):
+    """What signs the certificates of the cluster (control.ca.rotation). Never leaves the managers.
+
+    `id` is the cluster's. Certificates and keys are PEM. While the root is being changed, `old_certificate` and
+    `old_key` are those of the root before, which is still believed then.
+    """
+
+    id: str
+    meta: Meta = Meta()
+    certificate: str
+    key: str
+    crossed: str = ""  # the certificate's name and key, as signed by the root before
+    old_certificate: str = ""
+    old_key: str = ""
+    extra: tuple[str, ...] = ()  # roots of changes that were themselves replaced before they were done; still believed
+
+
+class User(Value, frozen=True, kw_only=True):
+    """An operator with a certificate, for calls over TCP. `id` is the name in it."""
+
+    id: str
+    meta: Meta = Meta()
+    role: UserRole
+    key_digest: str = ""  # of the key that the certificate is for: an earlier one of the same name is refused
+
+
+Object = Cluster | Node | Network | Service | Task | RestingAddress | Authority | User
+Kind = Literal["cluster", "node", "network", "service", "task", "resting_address", "authority", "user"]
 KINDS: dict[Kind, type[Object]] = {
     "cluster": Cluster,
     "node": Node,
@@ -430,5 +462,7 @@ KINDS: dict[Kind, type[Object]] = {
     "service": Service,
     "task": Task,
     "resting_address": RestingAddress,
+    "authority": Authority,
+    "user": User,
 }
 KIND_OF: dict[type[Object], Kind] = {cls: kind for kind, cls in KINDS.items()}

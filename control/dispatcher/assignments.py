@@ -19,6 +19,7 @@ import msgspec
 from control.assignment import Endpoint, EndpointState, Key, Peer, Record, ServiceEntry, Settings, key_of
 from control.lifecycle import TaskState, is_terminal
 from control.model import (
+    Authority,
     Cluster,
     Meta,
     Network,
@@ -32,6 +33,7 @@ from control.model import (
     Task,
     TaskSpec,
     TaskStatus,
+    User,
 )
 from control.store.tables import Event, Snapshot
 
@@ -177,7 +179,7 @@ def _records(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]
                 yield node_layer(obj.node_id), _own_task(obj)
                 for endpoint in _endpoints(obj, snapshot.get(Node, obj.node_id)):
                     yield network_layer(endpoint.network_id), endpoint
-        case RestingAddress():
+        case RestingAddress() | Authority() | User():
             pass
 
 

@@ -22,6 +22,7 @@ from control.lifecycle import is_terminal
 from control.model import (
     KIND_OF,
     KINDS,
+    Authority,
     Cluster,
     Kind,
     Network,
@@ -31,6 +32,7 @@ from control.model import (
     RestingAddress,
     Service,
     Task,
+    User,
     Value,
 )
 from control.store.sortedmap import Editor, SortedMap, Values
@@ -242,7 +244,7 @@ def index_keys(obj: Object) -> frozenset[IndexKey]:
                 keys.add(("task/node", obj.node_id, obj.id))
             for network_id in {n.network_id for n in obj.spec.networks} | {a.network_id for a in obj.addresses}:
                 keys.add(("task/network", network_id, obj.id))
-        case Cluster() | RestingAddress():
+        case Cluster() | RestingAddress() | Authority() | User():
             pass
     return frozenset(keys)
 
@@ -292,6 +294,8 @@ def claims(obj: Object) -> set[Claim]:
             return {("address", f"{a.network_id} {a.address}") for a in obj.addresses if a.address}
         case RestingAddress():
             return {("address", f"{obj.network_id} {obj.address}")}
+        case Authority() | User():
+            return set()
 
 
 def port_claim(port: PortSpec) -> str:

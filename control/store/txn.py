@@ -14,6 +14,7 @@ import msgspec
 from control.lifecycle import DESIRED_STATES, RUNNABLE_TO, TaskState, Writer, may_delete, may_desire, may_observe
 from control.model import (
     KIND_OF,
+    Authority,
     Cluster,
     Meta,
     Network,
@@ -22,6 +23,7 @@ from control.model import (
     RestingAddress,
     Service,
     Task,
+    User,
 )
 from control.store.errors import (
     AddressConflict,
@@ -235,6 +237,10 @@ def name_of(obj: Object) -> str:
             return f'task "{obj.service_name}.{obj.slot}" ({obj.id})'
         case RestingAddress():
             return f"resting address {obj.address}"
+        case Authority():
+            return "the cluster's certificate authority"
+        case User():
+            return f'user "{obj.id}"'
 
 
 def _words(cls: type[Object]) -> str:
