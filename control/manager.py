@@ -1,6 +1,6 @@
 """A manager: store, decisions, dispatcher and API, put together behind one gRPC server.
 
-`Manager.bootstrap` makes the state of a new cluster on disk; `Manager.open` opens it and takes the port; `run` serves
+`Manager.bootstrap` makes the state of a new cluster; `Manager.open` opens it and takes the port; `run` serves
 until it is cancelled or fails; `close` lets go of everything. Tasks: gRPC's server, one that waits for the store's end,
 and, while this manager leads, one TaskGroup with the leader's loop and the dispatcher's. A failing store ends `run`
 with its error: the process must end then, and systemd starts it anew.
@@ -11,18 +11,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import os
 import random
 import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import grpc
 
 from control import allocator, orchestrator, scheduler
+from control.home import Home, HomeError
 from control.ids import IdSource
 from control.leader import Core, Leader
 from control.lifecycle import Writer
@@ -39,8 +37,8 @@ from control.server.membership import MembershipService
 from control.server.nodes import availability_of
 from control.server.refusal import Refusal
 from control.spec import cluster_mistakes, is_hostname
+from control.store.backend import Backend
 from control.store.errors import NotLeader, StoreClosed, StoreError
-from control.store.logfile import LogFile
 from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
@@ -87,18 +85,17 @@ class Manager:
     @classmethod
     async def open(
         cls,
-        directory: Path,
+        backend: Backend,
         *,
-        cluster_id: str,
         listen: str,
         wall_ms: Callable[[], int],
         edge: Edge = Edge(),  # noqa: B008 - it has no state
     ) -> Manager:
-        """Open the state in `directory` and bind `listen` (host:port, or unix:path; port 0 for any).
+        """Open the state that `backend` keeps and bind `listen` (host:port, or unix:path; port 0 for any).
 
         Raises ManagerError.
         """
-        store = Store(LogFile(directory, cluster_id), wall_ms)
+        store = Store(backend, wall_ms)
         try:
             await store.open()
         except StoreError as error:
@@ -106,7 +103,7 @@ class Manager:
             raise ManagerError(str(error)) from error
         if not store.view().all(Cluster):
             await store.close()
-            raise ManagerError(f"{directory} holds no cluster: it was not made by mesh init, or only half")
+            raise ManagerError("the state of this manager holds no cluster: it was not made by mesh init, or only half")
         server = edge.server()
         manager = cls(store, server, wall_ms)
         manager.add_services(server)
@@ -121,7 +118,7 @@ class Manager:
 
     @staticmethod
     async def bootstrap(
-        directory: Path,
+        home: Home,
         *,
         spec: ClusterSpec,
         description: NodeDescription,
@@ -130,10 +127,9 @@ class Manager:
         address: str,
         wall_ms: Callable[[], int],
     ) -> Bootstrapped:
-        """Make the state of a new cluster in `directory`, which must not exist, with this node as its manager.
+        """Begin a new cluster in `home`, where there must be none, with this node as its manager.
 
-        `address` is host:port of its API, as others reach it. All of it or nothing: the directory appears complete.
-        Raises ManagerError.
+        `address` is host:port of its API, as others reach it. Raises ManagerError.
         """
         if mistakes := cluster_mistakes(spec):
             raise ManagerError("\n".join(mistakes))
@@ -143,8 +139,6 @@ class Manager:
             node_spec = NodeSpec(role="manager", availability=availability_of(availability))
         except Refusal as refusal:
             raise ManagerError(str(refusal)) from refusal
-        if directory.exists():
-            raise ManagerError(f"{directory} exists: it holds the state of a cluster already")
         new_id = IdSource(random.SystemRandom())
         cluster_id, secret = new_id(), new_id()
         node = Node(
@@ -164,14 +158,10 @@ class Manager:
             next_node_number=FIRST_NODE_NUMBER + 1,
             gossip_keys=(base64.b64encode(secrets.token_bytes(GOSSIP_KEY_BYTES)).decode(),),
         )
-        unfinished = directory.with_name(directory.name + ".new")
         try:
-            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-            await _write(unfinished, cluster, node, wall_ms)
-            await asyncio.to_thread(_publish, unfinished, directory)
-        except (OSError, StoreError) as error:
-            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-            raise ManagerError(f"cannot make the state of the cluster in {directory}: {error}") from error
+            await home.create(cluster_id, node.id, lambda backend: _write(backend, cluster, node, wall_ms))
+        except HomeError as error:
+            raise ManagerError(str(error)) from error
         return Bootstrapped(cluster_id, node.id, node.number, secret, cluster.worker_token, cluster.manager_token)
 
     def add_services(self, server: grpc.aio.Server) -> None:
@@ -230,20 +220,10 @@ def _random_bytes() -> bytes:
     return secrets.token_bytes(RANDOM_BYTES)
 
 
-async def _write(directory: Path, cluster: Cluster, node: Node, wall_ms: Callable[[], int]) -> None:
-    store = Store(LogFile(directory, cluster.id, node.id), wall_ms)
+async def _write(backend: Backend, cluster: Cluster, node: Node, wall_ms: Callable[[], int]) -> None:
+    store = Store(backend, wall_ms)
     try:
         await store.open()
         await store.commit([Put(cluster), Put(node)], Writer.ORCHESTRATOR, term=await store.leading())
     finally:
         await store.close()
-
-
-def _publish(unfinished: Path, directory: Path) -> None:
-    """Give the directory its name, durably."""
-    os.rename(unfinished, directory)
-    parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)

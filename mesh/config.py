@@ -120,6 +120,19 @@ def _advertised(value: object) -> object:
     return text
 
 
+def _store(value: object) -> object:
+    """Only the form: what is in a file is read when the daemon starts, and etcd's URL is judged there."""
+    text = _text(value)
+    if text and not text.startswith(("etcd://", "etcds://", "file:/")):
+        shown = text.partition(":")[0]  # the rest may hold a password
+        raise _Bad(
+            f'must be empty, etcd://..., etcds://..., or file:/PATH of a file with such a URL, not "{shown}:..."'
+        )
+    if "@" in text.partition("?")[0]:
+        raise _Bad("must not hold a user name or password: everybody on this machine sees it; use etcds:// with cert=")
+    return text
+
+
 def _data_address(value: object) -> object:
     text = _text(value)
     if text and not (_is_address(text) or _HOST.fullmatch(text)):
@@ -164,6 +177,9 @@ class Config:
     )
     data_address: str = field(
         default="", metadata=_key(_data_address, "address or device of VXLAN tunnels; empty: as advertised")
+    )
+    store: str = field(
+        default="", metadata=_key(_store, "where managers keep their state; empty: in state_dir; etcd://HOST/PREFIX")
     )
     executor: Executor = field(
         default="auto", metadata=_key(_choice("auto", "process", "docker"), "what starts tasks: auto, process, docker")

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from control.home import HomeError
 from control.manager import ManagerError
 from control.model import NodeDescription
 from dns.service import NameServer
@@ -67,7 +68,7 @@ def main() -> None:
     refusal = ""
     try:
         asyncio.run(_run(config))
-    except* (IdentityError, ManagerError, VipError) as errors:
+    except* (HomeError, IdentityError, ManagerError, VipError) as errors:
         refusal = f"meshd: {_first(errors)}"
     finally:
         os.close(lock)

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import msgspec
 
+from control.home import home_of
 from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription, Task
 from control.rpc import control_pb2 as pb
@@ -69,6 +69,7 @@ class Node:
     ) -> None:
         self.config, self.metrics = config, metrics
         self.edge = Edge()
+        self.home = home_of(config.store, Path(config.state_dir) / "manager")
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
         self.state_dir = Path(config.state_dir)
         self.identity: Identity | None = identities.load(self.state_dir)
@@ -170,14 +171,13 @@ class Node:
         """Nothing of the cluster stays here, and as little as possible of this node there."""
         await self._take_leave(identity)
         identities.forget(self.state_dir)
-        await asyncio.to_thread(shutil.rmtree, self.state_dir / "manager", ignore_errors=True)
+        await asyncio.to_thread(self.home.remove)
         self.identity = None
         self._left.set()
 
     async def _open_manager(self, identity: Identity) -> Manager:
         return await Manager.open(
-            self.state_dir / "manager",
-            cluster_id=identity.cluster_id,
+            self.home.backend(identity.cluster_id, identity.node_id),
             listen=self.config.listen,
             wall_ms=self._wall_ms,
             edge=self.edge,
@@ -246,7 +246,7 @@ class Node:
             description = await asyncio.to_thread(self._describe, data)
             try:
                 made = await Manager.bootstrap(
-                    self.state_dir / "manager",
+                    self.home,
                     spec=spec,
                     description=description,
                     availability=request.availability or "active",

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from control.assignment import Endpoint, Key, Network, Record, decode, key_of
+from control.home import DiskHome
 from control.lifecycle import TaskState, is_terminal
 from control.manager import Bootstrapped, Manager, ManagerError
 from control.model import (
@@ -40,7 +41,7 @@ from control.model import (
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, DispatcherStub, MembershipStub
-from control.store.logfile import cluster_of
+from control.store.logfile import LogFile, cluster_of
 
 S = TaskState
 # Short, so that tests are; long enough for a loaded machine.
@@ -66,7 +67,7 @@ async def bootstrap(directory: Path, **fields: Any) -> Bootstrapped:
         "address": "192.0.2.1:7377",
         "wall_ms": wall_ms,
     }
-    return await Manager.bootstrap(directory, **(defaults | fields))
+    return await Manager.bootstrap(DiskHome(directory), **(defaults | fields))
 
 
 async def until(condition: Callable[[], bool], why: str = "", timeout_s: float = 20) -> None:
@@ -188,7 +189,7 @@ class Lab:
 @contextlib.asynccontextmanager
 async def running(directory: Path, made: Bootstrapped) -> AsyncIterator[Lab]:
     """The manager of `directory`, running, and its own machine as a node."""
-    manager = await Manager.open(directory, cluster_id=made.cluster_id, listen="127.0.0.1:0", wall_ms=wall_ms)
+    manager = await Manager.open(LogFile(directory, made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms)
     try:
         async with asyncio.TaskGroup() as group, grpc.aio.insecure_channel(f"127.0.0.1:{manager.port}") as channel:
             task = group.create_task(manager.run())
@@ -273,12 +274,12 @@ async def test_what_an_interrupted_bootstrap_left_is_replaced(tmp_path: Path) ->
 async def test_a_state_directory_of_another_cluster(tmp_path: Path) -> None:
     await bootstrap(tmp_path / "manager")
     with pytest.raises(ManagerError, match="belongs to cluster"):
-        await Manager.open(tmp_path / "manager", cluster_id="another", listen="127.0.0.1:0", wall_ms=wall_ms)
+        await Manager.open(LogFile(tmp_path / "manager", "another"), listen="127.0.0.1:0", wall_ms=wall_ms)
 
 
 async def test_a_state_directory_without_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(ManagerError, match="holds no cluster"):
-        await Manager.open(tmp_path / "manager", cluster_id="c", listen="127.0.0.1:0", wall_ms=wall_ms)
+        await Manager.open(LogFile(tmp_path / "manager", "c"), listen="127.0.0.1:0", wall_ms=wall_ms)
 
 
 async def test_a_port_in_use_and_an_address_of_nobody(tmp_path: Path) -> None:
@@ -287,9 +288,9 @@ async def test_a_port_in_use_and_an_address_of_nobody(tmp_path: Path) -> None:
     async with running(tmp_path / "manager", made) as cluster:
         for listen in (f"127.0.0.1:{cluster.manager.port}", "192.0.2.77:1"):
             with pytest.raises(ManagerError, match="cannot listen on"):
-                await Manager.open(tmp_path / "other", cluster_id=other.cluster_id, listen=listen, wall_ms=wall_ms)
+                await Manager.open(LogFile(tmp_path / "other", other.cluster_id), listen=listen, wall_ms=wall_ms)
     manager = await Manager.open(  # its files were let go
-        tmp_path / "other", cluster_id=other.cluster_id, listen="127.0.0.1:0", wall_ms=wall_ms
+        LogFile(tmp_path / "other", other.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms
     )
     await manager.close()
     await manager.close()
@@ -423,9 +424,7 @@ async def test_drain_scale_and_update(tmp_path: Path) -> None:
 
 async def test_a_manager_that_is_closed_ends_quietly(tmp_path: Path) -> None:
     made = await bootstrap(tmp_path / "manager")
-    manager = await Manager.open(
-        tmp_path / "manager", cluster_id=made.cluster_id, listen="127.0.0.1:0", wall_ms=wall_ms
-    )
+    manager = await Manager.open(LogFile(tmp_path / "manager", made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(manager.run())
         await asyncio.sleep(0.1)

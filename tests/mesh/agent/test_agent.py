@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from control.home import DiskHome
 from control.lifecycle import TaskState, Writer
 from control.manager import Bootstrapped, Manager
 from control.model import (
@@ -28,6 +29,7 @@ from control.model import (
     Task,
     TaskSpec,
 )
+from control.store.logfile import LogFile
 from control.store.txn import Put
 from dns.plan import DnsPlan
 from mesh.agent.agent import Agent, Doors, Identity
@@ -80,7 +82,7 @@ class Machine:
     @contextlib.asynccontextmanager
     async def manager(self) -> AsyncIterator[Manager]:
         manager = await Manager.open(
-            self.directory / "manager", cluster_id=self.made.cluster_id, listen="127.0.0.1:0", wall_ms=wall_ms
+            LogFile(self.directory / "manager", self.made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms
         )
         running = asyncio.get_running_loop().create_task(manager.run())
         try:
@@ -111,7 +113,7 @@ class Machine:
 @pytest.fixture
 async def machine(tmp_path: Path) -> Machine:
     made = await Manager.bootstrap(
-        tmp_path / "manager",
+        DiskHome(tmp_path / "manager"),
         spec=ClusterSpec(heartbeat_period_s=0.2, address_rest_s=0.5),
         description=NodeDescription(hostname="h1"),
         availability="active",
