@@ -84,7 +84,7 @@ class RealDisk:
     def lock(self) -> None:
         if not self._directory.is_dir():
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(self._directory.parent)
+            sync_directory(self._directory.parent)
         # flock, not lockf: it also keeps apart two users within one process. The descriptor is not inherited by
         # programs that are started, so a task that outlives the daemon does not keep the lock.
         handle = os.open(self.path(LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -155,10 +155,11 @@ class RealDisk:
         os.unlink(self.path(name))
 
     def sync_directory(self) -> None:
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Returns when all names in it would survive a power failure. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

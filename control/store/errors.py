@@ -73,3 +73,11 @@ class WrongCluster(BackendFailed):
 
 class Damaged(BackendFailed):
     """What is on disk is not what was written, and not what a crash leaves behind."""
+
+
+class Removed(BackendFailed):
+    """This manager was removed from the cluster: nobody listens to it any more. Its store is of no further use."""
+
+
+class ChangeRefused(Refused):
+    """The managers cannot be changed in that way, or not now."""
