@@ -13,6 +13,9 @@ import msgspec
 # Times that a broadcast is sent by each node, at least. The formula gives 4 for 5 to 9 nodes, and 4 % of Serf's events
 # then miss somebody (up to 26 s late, measured); with 12 none of 200 did, at any loss up to 10 %.
 RETRANSMIT_FLOOR = 12
+# Probes begun in the time that one may take. memberlist begins one; with two a death is suspected 0.4 s sooner at 5 to
+# 40 nodes (docs/decisions/0024), for one ping more a second. What a probe is given until it fails is as in memberlist.
+PROBES_PER_INTERVAL = 2
 # Push/pull is done less often in larger clusters: doubled for each doubling above this many.
 PUSH_PULL_SCALE_FROM = 32
 
@@ -35,6 +38,11 @@ class Profile(msgspec.Struct, frozen=True):
     awareness_max: int = 8
     reconnect_interval_s: float = 30.0  # tries to reach somebody who failed, and the seeds (Serf's ReconnectInterval)
     reconnect_timeout_s: float = 24 * 3600.0  # after which only the seeds are tried (Serf's ReconnectTimeout)
+
+    @property
+    def probe_period_s(self) -> float:
+        """From the beginning of a probe that succeeds to that of the next."""
+        return self.probe_interval_s / PROBES_PER_INTERVAL
 
     def suspicion_min_s(self, nodes: int) -> float:
         """How long a suspicion lasts when enough others confirm it."""

@@ -100,7 +100,7 @@ class Prober:
 
     def start(self, now: float) -> None:
         """Begin, somewhere within the first interval: nodes started together should not probe together."""
-        self._timers.at(now + self._random.random() * self._profile.probe_interval_s, self._tick)
+        self._timers.at(now + self._random.random() * self._profile.probe_period_s, self._tick)
 
     # Own probes
 
@@ -112,7 +112,7 @@ class Prober:
             self.links.forget(gone.name)
             self._on_reaped(gone, now)
         if member is None:
-            self._timers.at(now + self._profile.probe_interval_s, self._tick)
+            self._timers.at(now + self._profile.probe_period_s, self._tick)
         else:
             self._begin(member, now)
 
@@ -175,7 +175,7 @@ class Prober:
         self.links.direct(probe.member.name)
         self._finish(probe)
         self._awareness.apply(-1)
-        self._timers.at(max(now, probe.began_s + self._profile.probe_interval_s), self._tick)
+        self._timers.at(max(now, probe.began_s + self._profile.probe_period_s), self._tick)
         if rtt_s <= self._profile.probe_timeout_s:
             self._delegate.ping_complete(probe.member, rtt_s, payload, now)
 

@@ -13,5 +13,5 @@ def test_a_hundred_nodes_at_a_tenth_of_loss() -> None:
     assert figures.suspected_s[0] < 6.0
     assert figures.failed_all_s[0] < 18.0
     assert figures.falsely_failed == 0
-    assert figures.idle_packets < 6.0
+    assert figures.idle_packets < 8.0  # two probes a second, their answers, and detours of what was lost
     assert figures.message_bytes < 4000

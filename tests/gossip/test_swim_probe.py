@@ -80,8 +80,8 @@ def test_a_good_probe_lowers_the_score_and_brings_the_payload() -> None:
     bench.say(Ack(ping.seq, b"coordinate"), source=target.address)
     assert bench.swim.awareness.score == 1
     assert [(name, round(rtt, 3)) for name, rtt in bench.seen.pings] == [("a", 0.1)]
-    assert _of(Ping, bench.pass_time(0.85)) == []
-    assert len(_of(Ping, bench.pass_time(0.1))) == 1  # the next one, an interval after the last began
+    assert _of(Ping, bench.pass_time(0.35)) == []
+    assert len(_of(Ping, bench.pass_time(0.1))) == 1  # the next one, half an interval after the last began
 
 
 def test_a3_tcp_alone_keeps_a_member_alive() -> None:

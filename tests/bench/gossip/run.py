@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -268,6 +269,7 @@ def main() -> None:
     parser.add_argument("--encrypted", type=int, default=20, help="size of the encrypted cluster; 0: none")
     parser.add_argument("--lossy", type=int, default=0, help="size of the cluster with 25 %% loss (in a namespace)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the agents end too
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # of a namespace that is new
     plans: list[tuple[int, list[str], int]] = [(int(size), [], 0) for size in options.sizes.split(",") if size]
     plans += [(options.encrypted, [f"-encrypt={KEY}"], 0)] if options.encrypted else []
