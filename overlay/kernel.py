@@ -172,7 +172,9 @@ class Kernel:
     ) -> Link:
         name = names.vxlan_device(network.vni)
         left_over = host.links().get(name)
-        if left_over is not None and _is_left_over(left_over, network.vni):
+        if left_over is not None:
+            if not _is_left_over(left_over, network.vni):
+                raise OSError(errno.EEXIST, f"the name {name} belongs to another device of this machine")
             host.delete_link(left_over.index)  # of a crash between making and moving
         try:
             host.add_vxlan(name, network.vni, str(plan.underlay), plan.vxlan_port, mtu)
@@ -194,18 +196,12 @@ class Kernel:
         if uplink.host_device not in links or inner is None:
             if uplink.host_device in links:
                 host.delete_link(links[uplink.host_device].index)
-            host.add_veth(
-                uplink.host_device,
-                uplink.router_device,
-                str(router.path),
-                DEFAULT_UNDERLAY_MTU,
-                names.alias(network.id),
-            )
+            host.add_veth(uplink.host_device, uplink.router_device, str(router.path), DEFAULT_UNDERLAY_MTU)
             report.changes["link"] += 1
             links = host.links()
             inner = router.links()[uplink.router_device]
         outer = links[uplink.host_device]
-        self._link_up(host, outer, report)
+        self._link_up(host, outer, report, names.alias(network.id))
         self._link_up(router, inner, report)
         wanted = {(outer.index, f"{uplink.host_address}/{uplink.prefix_length}")}
         if network.subnet6 is not None:
@@ -279,14 +275,14 @@ class Kernel:
             if outer is None or inner is None:
                 if outer is not None:
                     router.delete_link(outer.index)  # of an earlier task with this address
-                router.add_veth(name, endpoint.interface, endpoint.netns, mtu, names.alias(network.id))
+                router.add_veth(name, endpoint.interface, endpoint.netns, mtu)
                 report.changes["link"] += 1
                 outer, inner = router.links()[name], task.links()[endpoint.interface]
             for where, link in ((router, outer), (task, inner)):
                 if link.mtu != mtu:
                     where.set_link(link.index, mtu=mtu)
                     report.changes["link"] += 1
-            self._link_up(router, outer, report)
+            self._link_up(router, outer, report, names.alias(network.id))
             if network.subnet6 is not None:
                 self._addresses(router, {(outer.index, f"{names.LINK_LOCAL_GATEWAY}/64")}, report)
             self._task_side(task, inner, network, endpoint, report)
@@ -399,9 +395,10 @@ class Kernel:
         if changed:
             report.changes[f"{place} sysctl"] += len(changed)
 
-    def _link_up(self, where: Namespace, link: Link, report: Report) -> None:
-        if not link.up:
-            where.set_link(link.index, state="up")
+    def _link_up(self, where: Namespace, link: Link, report: Report, alias: str = "") -> None:
+        """Up, and under its alias where it has one (which the kernel ignores when it makes a device)."""
+        if not link.up or (alias and link.alias != alias):
+            where.set_link(link.index, state="up", **({"ifalias": alias} if alias else {}))
             report.changes["link"] += 1
 
 
@@ -503,4 +500,6 @@ def _reason(error: Exception) -> str:
     """The reason in words, with the kernel's name of the error."""
     if isinstance(error, NetlinkError):
         return f"{os.strerror(error.code)} (errno {error.code})"
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
     return str(error)

@@ -137,14 +137,12 @@ class Namespace:
             "add", ifname=name, kind="vxlan", vxlan_id=vni, vxlan_port=port, vxlan_learning=False, mtu=mtu, **own
         )
 
-    def add_veth(self, name: str, peer: str, peer_netns: str, mtu: int, alias: str) -> None:
-        """A veth pair whose other end, `peer`, is in another namespace. Cut off midway, it has no alias."""
+    def add_veth(self, name: str, peer: str, peer_netns: str, mtu: int) -> None:
+        """A veth pair whose other end, `peer`, is in another namespace."""
         with _opened(peer_netns) as descriptor:
             self._route.link(
                 "add", ifname=name, kind="veth", mtu=mtu, peer={"ifname": peer, "net_ns_fd": descriptor, "mtu": mtu}
             )
-        # The kernel ignores an alias at creation.
-        self._route.link("set", index=self.links()[name].index, ifalias=alias)
 
     def move_link(self, index: int, target_netns: str, alias: str) -> None:
         """Hand a device to another namespace."""

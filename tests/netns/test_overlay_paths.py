@@ -220,3 +220,55 @@ def _steady(text: str) -> list[str]:
     return [
         line for line in text.splitlines() if "inet6" not in line and "valid_lft" not in line and "fe80" not in line
     ]
+
+
+def test_a_network_returns_although_a_process_still_holds_its_old_router(world: World) -> None:
+    """The VNI trap: a VXLAN device would keep its VNI until the last process of its namespace has ended."""
+    world.networks["web"] = (4096, WEB)
+    a, b = world.task(world.hosts[0], "web", "10.1.0.10"), world.task(world.hosts[1], "web", "10.1.0.11")
+    world.apply()
+    host = world.hosts[0]
+    with subprocess.Popen(["nsenter", f"--net={world.router(host, 'web')}", "sleep", "60"]) as holder:
+        try:
+            networks, world.networks = world.networks, {}
+            world.apply()
+            world.networks = networks
+            world.apply()
+            assert ping(a.netns, b.address)
+        finally:
+            holder.kill()
+
+
+def test_a_vni_that_a_lost_namespace_holds_is_told_and_taken_when_it_is_free(world: World) -> None:
+    world.networks["web"] = (4096, WEB)
+    a, b = world.task(world.hosts[0], "web", "10.1.0.10"), world.task(world.hosts[1], "web", "10.1.0.11")
+    world.apply()
+    host = world.hosts[0]
+    router = world.router(host, "web")
+    host.kernel.close()  # kill -9: nobody knows the namespace any more
+    with subprocess.Popen(["nsenter", f"--net={router}", "sleep", "60"]) as holder:
+        run("umount", router)
+        (error,) = host.kernel.apply(world.plan(host)).errors
+        holder.kill()
+    assert error == (
+        "cannot make the router of network web: VNI 4096 on UDP port 4789 belongs to another device of this machine"
+    )
+    deadline = time.monotonic() + 10
+    while host.kernel.apply(world.plan(host)).errors:  # the kernel takes namespaces down in its own time
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert ping(a.netns, b.address)
+
+
+def test_a_foreign_tunnel_that_has_our_name_is_left_alone_and_told(world: World) -> None:
+    host = world.hosts[0]
+    foreign = ("vx4096", "type", "vxlan", "id", "42", "dstport", "4790", "local", "10.66.0.11", "nolearning")
+    inside(host.netns, "ip", "link", "add", *foreign)
+    world.networks["web"] = (4096, WEB)
+    a, b = world.task(host, "web", "10.1.0.10"), world.task(world.hosts[1], "web", "10.1.0.11")
+    (error,) = host.kernel.apply(world.plan(host)).errors
+    assert error == "cannot make the router of network web: the name vx4096 belongs to another device of this machine"
+    assert "id 42" in inside(host.netns, "ip", "-d", "link", "show", "vx4096")
+    inside(host.netns, "ip", "link", "del", "vx4096")
+    world.apply()
+    assert ping(a.netns, b.address)
