@@ -15,15 +15,26 @@ import contextlib
 import errno
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from overlay import names
-from overlay.plan import Address, LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
-from overlay.rtnl import FdbEntry, Link, Namespace, Route, create_namespace, inode, remove_namespace
+from overlay.encryption import Encrypted, Encryption
+from overlay.keys import KeyFile
+from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan
+from overlay.rtnl import Link, Namespace, create_namespace, inode, remove_namespace
+from overlay.wanted import (
+    addresses_of,
+    reached,
+    router_addresses,
+    task_routes,
+    task_sysctls6,
+    tunnel_state,
+    wanted_routes,
+)
 
 KernelError = (OSError, NetlinkError)
 
@@ -50,6 +61,7 @@ ROUTER_SYSCTLS6 = {
 # A client that reaches one backend by two addresses (VIP and its own) loses SYNs for a second when timestamps carry a
 # random offset per destination (PAWS on TIME_WAIT); 2 is timestamps without offsets.
 TASK_SYSCTLS = {"ipv4/tcp_timestamps": "2"}
+_OUR_KINDS = ("veth", "vxlan", "wireguard", "tun")
 # Without a device to measure (it is gone), what every Ethernet has.
 DEFAULT_UNDERLAY_MTU = 1500
 
@@ -66,13 +78,33 @@ class Report:
         self.errors.append(f"cannot {what}: {_reason(error)}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Underlay:
+    """What carries the VXLAN of a network between nodes: the host's own network, or WireGuard."""
+
+    home: Namespace  # where VXLAN devices are made, and their UDP socket stays
+    local: str  # their tunnel address; "": as the route says
+    mtu: int  # of the network
+    nodes: Mapping[int, str]  # tunnel addresses of the nodes that are reached, by number
+
+
 class Kernel:
     """The overlay of one host."""
 
-    def __init__(self, netns_dir: str = "/run/netns", host_netns: str | None = None) -> None:
-        """`netns_dir` holds the router namespaces by name; `host_netns` is the host's own (None: this process's)."""
+    def __init__(
+        self,
+        netns_dir: str = "/run/netns",
+        host_netns: str | None = None,
+        keys: KeyFile | None = None,
+        now_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`netns_dir` holds the router namespaces by name; `host_netns` is the host's own (None: this process's).
+
+        `keys` are those of this node, and `now_s` the time of day, both for encrypted networks.
+        """
         self._dir = Path(netns_dir)
         self._host_netns = host_netns
+        self._encryption = Encryption(self._dir, host_netns, keys, now_s)
         self._handles: dict[str | None, Namespace] = {}
 
     def apply(self, plan: OverlayPlan) -> Report:
@@ -85,13 +117,23 @@ class Kernel:
             self._sysctls(host, HOST_SYSCTLS, "host", report)
             if any(network.subnet6 is not None for network in plan.networks):
                 self._forward6(host, report)
-            mtu = names.tunnel_mtu(_underlay_mtu(host, str(plan.underlay)), plan.underlay.version)
+            mtu = _underlay_mtu(host, str(plan.underlay))
         except KernelError as error:
             report.failed("look at the host's network", error)
             return report
+        plain = _Underlay(
+            host,
+            str(plan.underlay),
+            names.tunnel_mtu(mtu, plan.underlay.version),
+            {peer.number: str(peer.underlay) for peer in plan.peers},
+        )
+        encrypted = self._encrypted(plan, host, mtu, report)
         for network in plan.networks:
+            underlay = encrypted if network.encrypted else plain
+            if underlay is None:
+                continue
             try:
-                self._network(host, plan, network, mtu, report)
+                self._network(host, underlay, plan, network, report)
             except KernelError as error:
                 report.failed(f"make the router of network {network.id}", error)
         return report
@@ -109,58 +151,122 @@ class Kernel:
                     self._remove_router(path, report)
             except KernelError as error:
                 report.failed(f"remove what is left of {name}", error)
+        self._prune_encryption(plan, report)
         self._prune_host(plan, report)
         return report
 
+    # --- encryption -------------------------------------------------------------------------------------------------
+
+    def _encrypted(self, plan: OverlayPlan, host: Namespace, mtu: int, report: Report) -> _Underlay | None:
+        """What carries encrypted networks; None when there are none, or nothing to carry them, which is reported."""
+        networks = [network for network in plan.networks if network.encrypted]
+        if not networks:
+            return None
+        try:
+            for network in networks:
+                self._shut(network, report)
+            self._encryption.door()  # or nothing needs to be made
+            inner = self._namespace(self._encryption.path, report)
+            made = self._encryption.apply(plan, host, inner, mtu, report.changes)
+        except KernelError as error:
+            for network in networks:
+                report.failed(f"carry network {network.id}, which is encrypted", error)
+                for endpoint in network.local:
+                    report.failed(f"attach task {endpoint.id} to network {network.id}, which is encrypted", error)
+            return None
+        return _through(made)
+
+    def _shut(self, network: OverlayNetwork, report: Report) -> None:
+        """Remove a VXLAN device of an encrypted network whose socket is not among WireGuard devices."""
+        path = self._dir / names.router_netns(network.id)
+        if not _is_namespace(path):
+            return
+        router = self._handle(str(path))
+        for link in router.links().values():
+            if link.kind == "vxlan" and link.home != self._home(router, self._encryption.path):
+                router.delete_link(link.index)
+                report.changes["link"] += 1
+
+    def _home(self, router: Namespace, path: str | None) -> int | None:
+        """The number by which a router knows a namespace. -1, which no device has, when that is not there."""
+        if path is not None and not _is_namespace(Path(path)):
+            return -1
+        found = router.number_of(self._handle(path))
+        return -1 if found is None else found
+
+    def _prune_encryption(self, plan: OverlayPlan, report: Report) -> None:
+        path = self._encryption.path
+        if not Path(path).exists():
+            return
+        try:
+            if any(network.encrypted for network in plan.networks):
+                if _is_namespace(Path(path)):
+                    self._encryption.prune(plan, self._handle(path), report.changes)
+                return
+            if _is_namespace(Path(path)):
+                self._encryption.remove(self._handle(path))
+            self._forget(path)
+            remove_namespace(path)
+            report.changes["namespace"] += 1
+        except KernelError as error:
+            report.failed("remove what encrypted networks have left", error)
+
     # --- one network ------------------------------------------------------------------------------------------------
 
-    def _network(self, host: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report) -> None:
+    def _network(
+        self, host: Namespace, underlay: _Underlay, plan: OverlayPlan, network: OverlayNetwork, report: Report
+    ) -> None:
+        mtu = underlay.mtu
         router = self._router(network, report)
         self._sysctls(router, ROUTER_SYSCTLS, "router", report)
         if network.subnet6 is not None:
             self._sysctls(router, ROUTER_SYSCTLS6, "router", report)
         links = router.links()
         self._link_up(router, links["lo"], report)
-        vxlan = self._vxlan(host, router, plan, network, mtu, report)
+        vxlan = self._vxlan(underlay, router, plan, network, report)
         uplink = self._uplink(host, router, network, report)
-        self._addresses(router, _router_addresses(network, links["lo"].index, uplink.index), report)
-        self._tunnels(router, vxlan, plan, report)
+        self._addresses(router, router_addresses(network, links["lo"].index, uplink.index), report)
+        self._tunnels(router, vxlan, underlay.nodes, report)
         veths = self._veths(router, network, mtu, report)
         self._sysctls(router, {f"ipv4/neigh/{device}/proxy_delay": "0" for device in veths.values()}, "router", report)
         self._routes(router, plan, network, router.links(), veths, report)
 
     def _router(self, network: OverlayNetwork, report: Report) -> Namespace:
-        """The network's router namespace; made when it is not there."""
-        path = self._dir / names.router_netns(network.id)
+        """The network's router namespace."""
+        return self._namespace(str(self._dir / names.router_netns(network.id)), report)
+
+    def _namespace(self, name: str, report: Report) -> Namespace:
+        """A namespace of ours; made when it is not there."""
+        path = Path(name)
         if not _is_namespace(path):
-            self._empty_lost_router(str(path))
+            self._empty_lost(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            create_namespace(str(path))
+            create_namespace(name)
             report.changes["namespace"] += 1
-        return self._handle(str(path))
+        return self._handle(name)
 
-    def _empty_lost_router(self, path: str) -> None:
-        """A router whose name is gone lives on through our handle, and its VXLAN device keeps the VNI: remove it."""
+    def _empty_lost(self, path: str) -> None:
+        """What has lost its name lives on through our handle, and its devices keep VNIs and ports: remove them."""
         lost = self._handles.get(path)
         if lost is not None:
             for link in lost.links().values():
-                if link.kind in ("veth", "vxlan"):
+                if link.kind in _OUR_KINDS:
                     lost.delete_link(link.index)
         self._forget(path)
 
     def _vxlan(
-        self, host: Namespace, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report
+        self, underlay: _Underlay, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, report: Report
     ) -> Link:
-        """The network's VXLAN device, in the router. Its UDP socket stays in the host, where it was made."""
-        name = names.vxlan_device(network.vni)
+        """The network's VXLAN device, in the router. Its UDP socket stays where it was made."""
+        name, mtu = names.vxlan_device(network.vni), underlay.mtu
         device = router.links().get(name)
-        wanted = (network.vni, str(plan.underlay), plan.vxlan_port)
-        if device is not None and (device.vni, device.local, device.port) != wanted:
+        wanted = (network.vni, underlay.local, plan.vxlan_port, self._home(router, underlay.home.path))
+        if device is not None and (device.vni, device.local, device.port, device.home) != wanted:
             router.delete_link(device.index)
             device = None
         if device is None:
-            device = self._new_vxlan(host, router, plan, network, mtu, report)
+            device = self._new_vxlan(underlay, router, plan, network, report)
         mac = names.router_mac(plan.node_number)
         if (device.mac, device.mtu, device.up) != (mac, mtu, True):
             router.set_link(device.index, address=mac, mtu=mtu, state="up")
@@ -168,23 +274,23 @@ class Kernel:
         return device
 
     def _new_vxlan(
-        self, host: Namespace, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, mtu: int, report: Report
+        self, underlay: _Underlay, router: Namespace, plan: OverlayPlan, network: OverlayNetwork, report: Report
     ) -> Link:
-        name = names.vxlan_device(network.vni)
-        left_over = host.links().get(name)
+        name, home = names.vxlan_device(network.vni), underlay.home
+        left_over = home.links().get(name)
         if left_over is not None:
             if not _is_left_over(left_over, network.vni):
                 raise OSError(errno.EEXIST, f"the name {name} belongs to another device of this machine")
-            host.delete_link(left_over.index)  # of a crash between making and moving
+            home.delete_link(left_over.index)  # of a crash between making and moving
         try:
-            host.add_vxlan(name, network.vni, str(plan.underlay), plan.vxlan_port, mtu)
+            home.add_vxlan(name, network.vni, underlay.local, plan.vxlan_port, underlay.mtu)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
             held = f"VNI {network.vni} on UDP port {plan.vxlan_port} belongs to another device of this machine"
             raise OSError(errno.EEXIST, held) from error
-        made = host.links()[name]
-        host.move_link(made.index, str(router.path), names.alias(network.id))
+        made = home.links()[name]
+        home.move_link(made.index, str(router.path), names.alias(network.id))
         report.changes["link"] += 1
         return router.links()[name]
 
@@ -218,21 +324,19 @@ class Kernel:
             router.add_address(index, address)
             report.changes["address"] += 1
 
-    def _tunnels(self, router: Namespace, vxlan: Link, plan: OverlayPlan, report: Report) -> None:
+    def _tunnels(self, router: Namespace, vxlan: Link, nodes: Mapping[int, str], report: Report) -> None:
         """One permanent neighbour and one FDB entry per other node."""
-        neighbours, entries = _tunnel_state(plan)
+        neighbours, entries = tunnel_state(nodes)
         held = router.neighbours(vxlan.index)
         for address, mac in neighbours.items():
             if held.get(address) != mac:
                 router.set_neighbour(vxlan.index, address, mac)
                 report.changes["neighbour"] += 1
         present = router.fdb(vxlan.index)
-        macs = {entry.mac for entry in entries}
-        for entry in present - entries:
-            if entry.mac in macs:  # a node that moved: the kernel would ignore a second entry for its MAC
-                router.delete_fdb(vxlan.index, entry)
+        known = {entry.mac for entry in present}
         for entry in entries - present:
-            router.add_fdb(vxlan.index, entry)
+            # For a node that moved: the kernel would ignore a second entry for its MAC.
+            (router.replace_fdb if entry.mac in known else router.add_fdb)(vxlan.index, entry)
             report.changes["fdb"] += 1
 
     def _routes(
@@ -245,7 +349,7 @@ class Kernel:
         report: Report,
     ) -> None:
         present = router.routes(names.ROUTE_PROTOCOL)
-        for route in _wanted_routes(network, veths) - present:
+        for route in wanted_routes(plan, network, veths) - present:
             index = links[route.device].index if route.device else None
             try:
                 router.replace_route(route, names.ROUTE_PROTOCOL, index)
@@ -261,7 +365,7 @@ class Kernel:
         for endpoint in network.local:
             try:
                 device = self._veth(router, network, endpoint, mtu, report)
-                made |= {str(address): device for address in _addresses_of(endpoint)}
+                made |= {str(address): device for address in addresses_of(endpoint)}
             except KernelError as error:
                 report.failed(f"attach task {endpoint.id} to network {network.id}", error)
         return made
@@ -294,14 +398,14 @@ class Kernel:
         """The inside of a task: address with the network's prefix, default route by its gateway."""
         self._sysctls(task, TASK_SYSCTLS, "task", report)
         if endpoint.address6 is not None:
-            self._sysctls(task, _task_sysctls6(device.name), "task", report)
+            self._sysctls(task, task_sysctls6(device.name), "task", report)
         self._link_up(task, task.links()["lo"], report)
         self._link_up(task, device, report)
         self._addresses(task, {(device.index, f"{endpoint.address}/{network.subnet.prefixlen}")}, report)
         if endpoint.address6 is not None:
             # Alone on its link: everything else of the network is behind the router.
             self._addresses(task, {(device.index, f"{endpoint.address6}/128")}, report)
-        for route in _task_routes(network, endpoint) - task.routes(names.ROUTE_PROTOCOL):
+        for route in task_routes(network, endpoint) - task.routes(names.ROUTE_PROTOCOL):
             task.replace_route(route, names.ROUTE_PROTOCOL, device.index)
             report.changes["route"] += 1
 
@@ -322,8 +426,8 @@ class Kernel:
 
     def _prune_router(self, plan: OverlayPlan, network: OverlayNetwork, router: Namespace, report: Report) -> None:
         links = router.links()
-        veths = {str(a): names.veth_device(e.address) for e in network.local for a in _addresses_of(e)}
-        for route in router.routes(names.ROUTE_PROTOCOL) - _wanted_routes(network, veths):
+        veths = {str(a): names.veth_device(e.address) for e in network.local for a in addresses_of(e)}
+        for route in router.routes(names.ROUTE_PROTOCOL) - wanted_routes(plan, network, veths):
             router.delete_route(route, names.ROUTE_PROTOCOL)
             report.changes["route"] += 1
         keep = {"lo", names.vxlan_device(network.vni), names.uplink(network.vni).router_device, *veths.values()}
@@ -333,17 +437,22 @@ class Kernel:
                 report.changes["link"] += 1
         vxlan = links.get(names.vxlan_device(network.vni))
         if vxlan is not None:
-            self._prune_tunnels(router, vxlan, plan, report)
+            self._prune_tunnels(router, vxlan, plan, network, report)
 
-    def _prune_tunnels(self, router: Namespace, vxlan: Link, plan: OverlayPlan, report: Report) -> None:
-        neighbours, entries = _tunnel_state(plan)
+    def _prune_tunnels(
+        self, router: Namespace, vxlan: Link, plan: OverlayPlan, network: OverlayNetwork, report: Report
+    ) -> None:
+        """Forget nodes that are gone; where those that stay are reached, `_tunnels` has said."""
+        neighbours, entries = tunnel_state(dict.fromkeys(reached(plan, network), ""))
         for address in router.neighbours(vxlan.index):
             if address not in neighbours:
                 router.delete_neighbour(vxlan.index, address)
                 report.changes["neighbour"] += 1
-        for entry in router.fdb(vxlan.index) - entries:
-            router.delete_fdb(vxlan.index, entry)
-            report.changes["fdb"] += 1
+        known = {entry.mac for entry in entries}
+        for entry in router.fdb(vxlan.index):
+            if entry.mac not in known:
+                router.delete_fdb(vxlan.index, entry)
+                report.changes["fdb"] += 1
 
     def _remove_router(self, path: str, report: Report) -> None:
         """A whole network leaves this host. The VXLAN device holds its VNI as long as it lives, so it goes first."""
@@ -407,79 +516,8 @@ def _is_left_over(link: Link, vni: int) -> bool:
     return link.kind == "vxlan" and link.vni == vni and link.name == names.vxlan_device(vni) and not link.up
 
 
-def _wanted_routes(network: OverlayNetwork, veths: dict[str, str]) -> set[Route]:
-    """All routes of ours in a router. `veths`: the router's devices of local tasks, by address."""
-    source, uplink = str(network.gateway), names.uplink(network.vni)
-    tunnel = names.vxlan_device(network.vni)
-    routes = {_to_one(ip_address(address), device, "", source) for address, device in veths.items()}
-    routes |= {_to_one(e.address, tunnel, _next_hop(e), source) for e in network.remote}
-    # An address of the subnet that nobody has is refused here, and does not leak out by the default route.
-    routes.add(Route(str(network.subnet), "unreachable"))
-    if not network.internal:
-        routes.add(Route("0.0.0.0/0", "unicast", uplink.router_device, str(uplink.host_address)))
-    if network.subnet6 is not None:
-        routes.add(Route(str(network.subnet6), "unreachable"))
-        if not network.internal:
-            routes.add(Route("::/0", "unicast", uplink.router_device, str(uplink.host_address6)))
-    return routes
-
-
-def _to_one(address: Address, device: str, via: str, source: str) -> Route:
-    """The route to one task. IPv6 chooses a good source by itself (RFC 6724)."""
-    if address.version == 4:
-        return Route(f"{address}/32", "unicast", device, via, source)
-    return Route(f"{address}/128", "unicast", device, via)
-
-
-def _next_hop(remote: RemoteEndpoint) -> str:
-    number = remote.node_number
-    return str(names.router_address(number) if remote.address.version == 4 else names.router_address6(number))
-
-
-def _addresses_of(endpoint: LocalEndpoint) -> tuple[Address, ...]:
-    return (endpoint.address,) if endpoint.address6 is None else (endpoint.address, endpoint.address6)
-
-
-def _task_routes(network: OverlayNetwork, endpoint: LocalEndpoint) -> set[Route]:
-    """The routes of ours in a task: by its default gateway, and over IPv6 also to the rest of the network."""
-    routes = set()
-    if endpoint.default_route:
-        routes.add(Route("0.0.0.0/0", "unicast", endpoint.interface, str(network.gateway)))
-    if endpoint.address6 is not None:
-        gateway = str(names.LINK_LOCAL_GATEWAY)
-        routes.add(Route(str(network.subnet6), "unicast", endpoint.interface, gateway))
-        if endpoint.default_route:
-            routes.add(Route("::/0", "unicast", endpoint.interface, gateway))
-    return routes
-
-
-def _task_sysctls6(device: str) -> dict[str, str]:
-    return {f"ipv6/conf/{device}/disable_ipv6": "0", f"ipv6/conf/{device}/accept_ra": "0"}
-
-
-def _tunnel_state(plan: OverlayPlan) -> tuple[dict[str, str], set[FdbEntry]]:
-    """Neighbours (address -> MAC) and FDB entries of every VXLAN device of this node."""
-    neighbours = {
-        str(address): names.router_mac(p.number)
-        for p in plan.peers
-        for address in (names.router_address(p.number), names.router_address6(p.number))
-    }
-    return neighbours, {FdbEntry(names.router_mac(p.number), str(p.underlay)) for p in plan.peers}
-
-
-def _router_addresses(network: OverlayNetwork, loopback: int, uplink_index: int) -> set[tuple[int, str]]:
-    """A router's own addresses, by device index."""
-    uplink = names.uplink(network.vni)
-    wanted = {
-        (loopback, f"{network.gateway}/32"),
-        (uplink_index, f"{uplink.router_address}/{uplink.prefix_length}"),
-    }
-    if network.subnet6 is not None:
-        wanted |= {
-            (loopback, f"{network.gateway6}/128"),
-            (uplink_index, f"{uplink.router_address6}/{uplink.prefix_length6}"),
-        }
-    return wanted
+def _through(encrypted: Encrypted) -> _Underlay:
+    return _Underlay(encrypted.inner, "", encrypted.mtu - names.VXLAN_OVERHEAD_BYTES, encrypted.nodes)
 
 
 def _underlay_mtu(host: Namespace, underlay: str) -> int:

@@ -32,8 +32,19 @@ _UPLINK_SLOTS = 8192  # /30s in the lower half; networks further apart than this
 # Bytes that VXLAN adds to a frame: outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348).
 VXLAN_OVERHEAD_BYTES = 50
 VXLAN_OVERHEAD6_BYTES = 70
+# WireGuard adds 32 bytes, UDP 8, the outer IPv4 20 or IPv6 40. VXLAN inside it is always over IPv4.
+WIREGUARD_OVERHEAD_BYTES = 60
+WIREGUARD_OVERHEAD6_BYTES = 80
+WIREGUARD_PADDING_BYTES = 16
 # Tasks find their router under this address on every interface, so that no neighbour has to be told (RFC 4291).
 LINK_LOCAL_GATEWAY = IPv6Address("fe80::1")
+
+
+# The namespace of WireGuard devices: no router, so not named like one. Its addresses are link-local IPv4 ones, all of
+# which are free in there: one half per key slot.
+ENCRYPTION_NETNS = f"{PREFIX}.encrypted"
+KEY_SLOTS = (0, 1)
+_TUNNELS = (IPv4Network("169.254.0.0/17"), IPv4Network("169.254.128.0/17"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +126,28 @@ def is_uplink(device: str) -> bool:
 def tunnel_mtu(underlay_mtu: int, version: int = 4) -> int:
     """What fits into one VXLAN packet on an underlay of that IP version."""
     return underlay_mtu - (VXLAN_OVERHEAD_BYTES if version == 4 else VXLAN_OVERHEAD6_BYTES)
+
+
+def encrypted_mtu(underlay_mtu: int, version: int = 4) -> int:
+    """What fits into one WireGuard packet on an underlay of that IP version. Less `VXLAN_OVERHEAD_BYTES` for tasks.
+
+    WireGuard pads to 16 bytes: a packet of any length up to this stays within the underlay's MTU.
+    """
+    fits = underlay_mtu - (WIREGUARD_OVERHEAD_BYTES if version == 4 else WIREGUARD_OVERHEAD6_BYTES)
+    return fits - fits % WIREGUARD_PADDING_BYTES
+
+
+def wireguard_device(slot: int) -> str:
+    """Name of the device of a key slot."""
+    return f"{PREFIX}-wg{slot}"
+
+
+def is_wireguard_device(name: str) -> bool:
+    """Whether a device is named like one of those."""
+    return name in {wireguard_device(slot) for slot in KEY_SLOTS}
+
+
+def tunnel_address(node_number: int, slot: int) -> IPv4Address:
+    """Address of a node inside WireGuard, by the slot of its key."""
+    assert 1 <= node_number <= MAX_NODE_NUMBER, node_number
+    return _TUNNELS[slot].network_address + node_number

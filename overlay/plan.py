@@ -12,12 +12,24 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 Address = IPv4Address | IPv6Address
 
 
+DEFAULT_WIREGUARD_PORT = 51871  # of slot 0; the next is of slot 1
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A WireGuard key that a node has told, and its slot: which of its two devices takes it (docs/decisions/0015)."""
+
+    slot: int
+    key: str  # base64
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node: its number in the cluster (1..32767) and its end of the VXLAN tunnel."""
+    """Another node: its number in the cluster (1..32766) and its end of the VXLAN tunnel."""
 
     number: int
     underlay: Address
+    keys: tuple[PublicKey, ...] = ()  # oldest first; none: it carries nothing of encrypted networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class OverlayNetwork:
     remote: tuple[RemoteEndpoint, ...]
     subnet6: IPv6Network | None = None  # with `gateway6`: the network speaks IPv6 as well
     gateway6: IPv6Address | None = None
+    encrypted: bool = False  # between nodes, or not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +77,4 @@ class OverlayPlan:
     vxlan_port: int
     peers: tuple[Peer, ...]
     networks: tuple[OverlayNetwork, ...]
+    wireguard_port: int = DEFAULT_WIREGUARD_PORT

@@ -27,12 +27,14 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
+_OWN = "/proc/thread-self/ns/net"
 _IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6
+_NO_NUMBER = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED, as pyroute2 reads it
 _FAMILIES = (_IPV4, _IPV6)
 _NODAD = 0x02  # IFA_F_NODAD: in use at once; nobody else is given our addresses
 _MAIN_TABLE = 254
 _IFF_UP = 1
-_NUD_PERMANENT = 0x80
+_NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
 _ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
 
@@ -50,6 +52,7 @@ class Link:
     vni: int  # VXLAN devices, else 0
     local: str  # VXLAN devices: their tunnel address
     port: int  # VXLAN devices: UDP port
+    home: int | None = None  # the namespace it was made in, if another: its number in this one (`number_of`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,12 @@ class Namespace:
         """All devices by name."""
         return {link.name: link for link in map(_link, self._route.get_links())}
 
+    def number_of(self, other: Namespace) -> int | None:
+        """The number by which this namespace knows another; None when it knows it not."""
+        with _opened(other.path if other.path is not None else _OWN) as descriptor:
+            found: int = self._route.get_netnsid(fd=descriptor)["nsid"]
+        return None if found in (-1, _NO_NUMBER) else found
+
     def addresses(self) -> set[tuple[int, str]]:
         """All addresses of both families as (device index, "address/prefix length")."""
         found = [a for family in _FAMILIES for a in self._route.get_addr(family=family)]
@@ -130,9 +139,13 @@ class Namespace:
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
+    def add_link(self, name: str, kind: str, mtu: int) -> None:
+        """A device that needs nothing but its kind."""
+        self._route.link("add", ifname=name, kind=kind, mtu=mtu)
+
     def add_vxlan(self, name: str, vni: int, local: str, port: int, mtu: int) -> None:
-        """A VXLAN device that learns nothing and floods nowhere."""
-        own = {"vxlan_local6" if ":" in local else "vxlan_local": local}
+        """A VXLAN device that learns nothing and floods nowhere. `local` "": over IPv4, from what the route says."""
+        own = {"vxlan_local6" if ":" in local else "vxlan_local": local} if local else {}
         self._route.link(
             "add", ifname=name, kind="vxlan", vxlan_id=vni, vxlan_port=port, vxlan_learning=False, mtu=mtu, **own
         )
@@ -204,6 +217,12 @@ class Namespace:
     def add_fdb(self, index: int, entry: FdbEntry) -> None:
         """A permanent forwarding entry. The MAC must have none: the kernel acknowledges and ignores a second."""
         self._route.fdb("add", ifindex=index, lladdr=entry.mac, dst=entry.tunnel)
+
+    def replace_fdb(self, index: int, entry: FdbEntry) -> None:
+        """Send a MAC elsewhere, from one frame to the next. With the flags that pyroute2 leaves out."""
+        self._route.fdb(
+            "replace", ifindex=index, lladdr=entry.mac, dst=entry.tunnel, flags=_NTF_SELF, state=_NUD_PERMANENT
+        )
 
     def delete_fdb(self, index: int, entry: FdbEntry) -> None:
         """Remove a forwarding entry. Its tunnel address must be right: the kernel ignores another."""
@@ -283,7 +302,7 @@ def remove_namespace(path: str) -> None:
 
 def inode(path: str | None) -> tuple[int, int]:
     """What tells one namespace from another. Raises OSError when the path names none."""
-    status = os.stat(path if path is not None else "/proc/thread-self/ns/net")
+    status = os.stat(path if path is not None else _OWN)
     return status.st_dev, status.st_ino
 
 
@@ -325,6 +344,7 @@ def _link(message: Any) -> Link:
         vni=data.get_attr("IFLA_VXLAN_ID") if data else 0,
         local=(data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6") or "") if data else "",
         port=data.get_attr("IFLA_VXLAN_PORT") if data else 0,
+        home=message.get_attr("IFLA_LINK_NETNSID"),
     )
 
 

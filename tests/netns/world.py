@@ -17,7 +17,8 @@ from pathlib import Path
 
 from overlay import names
 from overlay.kernel import Kernel
-from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, Peer, RemoteEndpoint
+from overlay.keys import KeyFile, told
+from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, Peer, PublicKey, RemoteEndpoint
 
 _serial = itertools.count()
 UNDERLAY = IPv4Network("10.66.0.0/24")
@@ -69,6 +70,8 @@ class World:
     client: str
     networks: dict[str, tuple[int, IPv4Network]] = field(default_factory=dict)
     internal: set[str] = field(default_factory=set)
+    encrypted: set[str] = field(default_factory=set)
+    keys: dict[int, KeyFile] = field(default_factory=dict)  # by host number; a host without has told none
     subnets6: dict[str, IPv6Network] = field(default_factory=dict)  # networks of both families
     underlays: dict[int, IPv6Address] = field(default_factory=dict)  # by host number, instead of the IPv4 ones
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -90,9 +93,17 @@ class World:
             node_number=host.number,
             underlay=self.underlays.get(host.number, host.address),
             vxlan_port=4789,
-            peers=tuple(Peer(h.number, self.underlays.get(h.number, h.address)) for h in self.hosts if h is not host),
+            peers=tuple(
+                Peer(h.number, self.underlays.get(h.number, h.address), self.told(h))
+                for h in self.hosts
+                if h is not host
+            ),
             networks=tuple(self._network(host, name) for name in sorted(self.networks)),
         )
+
+    def told(self, host: Host) -> tuple[PublicKey, ...]:
+        """The keys that a host has told."""
+        return told(self.keys[host.number].load()) if host.number in self.keys else ()
 
     def _network(self, host: Host, name: str) -> OverlayNetwork:
         vni, subnet = self.networks[name]
@@ -125,6 +136,7 @@ class World:
             ),
             subnet6=self.subnets6.get(name),
             gateway6=self._in(name, subnet.network_address + 1),
+            encrypted=name in self.encrypted,
         )
 
     def address6(self, network: str, task: Task) -> IPv6Address | None:
