@@ -99,7 +99,7 @@ def lossy(percent: int, ports: Sequence[int]) -> Iterator[None]:
     numbers = ", ".join(map(str, ports))
     rules = (
         f"table inet {table} {{ chain input {{ type filter hook input priority 0; "
-        f"udp dport {{ {numbers} }} numgen random mod 100 < {percent} drop; }} }}"
+        f"udp dport {{ {numbers} }} numgen random mod 100 < {percent} drop; }}; }}"
     )
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:

@@ -35,6 +35,7 @@ class Node:
     flags: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()  # such as ("ip", "netns", "exec", ...)
     host: str = "127.0.0.1"
+    rpc_host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
     client: SerfClient = field(default_factory=SerfClient)
 
@@ -52,7 +53,7 @@ class Node:
 
     @property
     def rpc_address(self) -> str:
-        return f"127.0.0.1:{self.rpc}"
+        return f"{self.rpc_host}:{self.rpc}"
 
     def ready(self) -> None:
         """Wait until it answers."""
