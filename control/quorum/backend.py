@@ -27,6 +27,7 @@ can take it. A write that finds no space waits for it, and everything else is re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -81,8 +82,8 @@ SPOOL_NAME = "incoming"  # the directory for snapshots of others, in that of the
 BARRIER_S, BARRIER_PAUSE_S = 8.0, 0.05
 # A change of the members waits so long for another one to be over.
 CHANGE_S, CHANGE_PAUSE_S = 10.0, 0.05
-# The leadership gets so long to be handed over, two election times; what is under way may be agreed on meanwhile.
-HAND_OVER_S = 3.0
+# The leadership gets so long to be handed over, more than two election times; what is under way goes on meanwhile.
+HAND_OVER_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,8 @@ class RaftBackend:
 
     async def _catch_up(self, engine: Engine) -> None:
         """Apply what is known to be agreed on; an only voter agrees with itself on the rest."""
-        while engine.error is None and engine.behind:
-            engine.kick()
-            await asyncio.sleep(0)
+        engine.kick()
+        await engine.idle()
         if engine.core.status().configuration.voters == (self._seat.member_id,):
             with engine.inside():
                 engine.core.campaign()
@@ -385,16 +385,21 @@ class RaftBackend:
         if not await self._handed_over(engine):
             raise ChangeRefused("the leadership was not taken over in time: look at mesh quorum status, and try again")
 
-    async def _handed_over(self, engine: Engine) -> bool:
-        """Whether this manager does not lead any more, in time. A transfer that takes too long is given up."""
-        try:
-            async with asyncio.timeout(HAND_OVER_S):
-                while engine.leading:
-                    engine.turn.clear()
-                    await engine.turn.wait()
-        except TimeoutError:
-            return False
-        return True
+    async def _handed_over(self, engine: Engine, *, insist: bool = False) -> bool:
+        """Whether this manager does not lead any more, in time. The core gives up what takes too long; `insist`: try
+        again then, perhaps with another one (the first may have just stopped, too)."""
+        loop = asyncio.get_running_loop()
+        end_s, patience_s = loop.time() + HAND_OVER_S, self._options.tick_s * self._options.election_ticks
+        while engine.leading and loop.time() < end_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(patience_s, end_s - loop.time())):
+                    while engine.leading:
+                        engine.turn.clear()
+                        await engine.turn.wait()
+            if engine.leading and insist and engine.core.transfer_leadership() is not None:
+                return False  # there is nobody
+            engine.kick()
+        return not engine.leading
 
     def members(self) -> tuple[Member, ...]:
         """See `Backend`."""
@@ -447,7 +452,7 @@ class RaftBackend:
             engine.settle(_closed())
             if engine.leading and self._transport is not None and engine.core.transfer_leadership() is None:
                 engine.kick()
-                await self._handed_over(engine)
+                await self._handed_over(engine, insist=True)
         if self._root is not None:
             self._root.cancel()
             await asyncio.wait([self._root])
@@ -456,8 +461,7 @@ class RaftBackend:
         if self._journal is not None:
             await self._journal.close()
         if engine is not None:
-            while engine.pumping:  # what has just become durable is agreed on, if this is an only voter
-                await asyncio.sleep(0)
+            await engine.idle()  # what has just become durable is agreed on, if this is an only voter
             engine.stop(_closed())
 
 

@@ -47,7 +47,7 @@ class Engine:
         self.error: StoreError | None = None
         self.low = ""  # why nothing may be created
         self.message = ""
-        self.turn = asyncio.Event()  # set at each change of who leads, and at the end
+        self.turn = asyncio.Event()  # set when who leads has changed, when there is nothing to do, and at the end
         self._node_id = node_id
         self._writes = Writes(journal, self._durable, self.fail)
         self._digests = Digests()
@@ -58,7 +58,7 @@ class Engine:
         self._deliver: Deliver | None = None
         self._leader: str | None = None  # as delivered
         self._timer: asyncio.TimerHandle | None = None
-        self.pumping = False  # a turn is on its way
+        self._pumping = False  # a turn is on its way
         self._arrived: tuple[InstallSnapshot, State] | None = None
         self._cut_off_error: StoreError | None = None
         self._stopped = False
@@ -131,11 +131,11 @@ class Engine:
             self.fail(BackendFailed(f"the store failed: {error!r}; meshd must stop"))
             raise
 
-    @property
-    def behind(self) -> bool:
-        """Whether something that is known to be agreed on is not applied."""
-        status = self.core.status()
-        return status.applied < status.commit
+    async def idle(self) -> None:
+        """Until there is nothing to be done now."""
+        while self._pumping and not self._stopped:
+            self.turn.clear()
+            await self.turn.wait()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -157,12 +157,12 @@ class Engine:
 
     def kick(self) -> None:
         """See to it that `_pump` comes."""
-        if not self.pumping and not self._stopped:
-            self.pumping = True
+        if not self._pumping and not self._stopped:
+            self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        self.pumping = False
+        self._pumping = False
         if self._stopped:
             return
         with self.inside():
@@ -170,6 +170,8 @@ class Engine:
             if ready is not None:
                 self._handle(ready)
                 self.kick()
+        if not self._pumping:
+            self.turn.set()
 
     def _handle(self, ready: Ready) -> None:
         for message in ready.messages:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from control.etcd.backend import EtcdBackend
 from control.etcd.url import EtcdOptions
+from control.quorum.backend import RaftBackend
+from control.quorum.seat import found
 from control.store.backend import Guard, Proposal
 from control.store.logfile import LogFile
 from control.store.record import RowChange
@@ -18,17 +20,21 @@ from tests.control.conformance.seen import opened
 WINDOW = 20  # commits under way
 
 
-def backend_of(arguments: list[str]):
+async def backend_of(arguments: list[str]):
     match arguments:
         case ["logfile", directory, limit]:
             return LogFile(Path(directory), "c1", "n0", log_limit_bytes=int(limit))
+        case ["raft", directory, limit]:
+            if not Path(directory).exists():
+                await found(Path(directory), "c1", "n0")
+            return RaftBackend(Path(directory), "c1", "n0", log_limit_bytes=int(limit))
         case ["etcd", endpoints, prefix, ttl_s, node_id]:
             return EtcdBackend(EtcdOptions(tuple(endpoints.split(",")), prefix, ttl_s=int(ttl_s)), "c1", node_id)
     raise AssertionError(arguments)
 
 
 async def main() -> None:
-    seen = await opened(backend_of(sys.argv[1:]))
+    seen = await opened(await backend_of(sys.argv[1:]))
     term = await seen.leading()
     print("leading", term, flush=True)
     at = seen.rows.get(("k", "a"))
