@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from control.store.errors import (
     AddressConflict,
@@ -29,6 +29,8 @@ Code = Literal[
     "ABORTED",
     "UNAVAILABLE",
     "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
 ]
 
 _CODES: dict[type[StoreError], Code] = {
@@ -53,6 +55,11 @@ class Refusal(Exception):
     def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
         self.code: Code = code
+
+    @classmethod
+    def of_wire(cls, code: str, sentence: str) -> Refusal:
+        """As another machine has said it; a code that is not known here is no reason to believe otherwise."""
+        return cls(cast("Code", code) if code in get_args(Code) else "FAILED_PRECONDITION", sentence)
 
 
 def mistaken(mistakes: Sequence[str]) -> None:

@@ -264,17 +264,6 @@ def test_bad_requests_are_refused() -> None:
             requests.key_of_request(request.sign(other, hashes.SHA256()).public_bytes(serialization.Encoding.DER))
 
 
-def test_a_proof_is_for_one_moment_one_server_and_one_node() -> None:
-    key, nonce = new_key(), b"n" * 32
-    proof = requests.prove(key, nonce, b"server", "n1")
-    assert requests.is_proof(key.public_key(), proof, nonce, b"server", "n1")
-    assert not requests.is_proof(key.public_key(), proof, b"m" * 32, b"server", "n1")
-    assert not requests.is_proof(key.public_key(), proof, nonce, b"other", "n1")
-    assert not requests.is_proof(key.public_key(), proof, nonce, b"server", "n2")
-    assert not requests.is_proof(new_key().public_key(), proof, nonce, b"server", "n1")
-    assert not requests.is_proof(key.public_key(), b"junk", nonce, b"server", "n1")
-
-
 @given(st.floats(-1, 2))
 @settings(max_examples=50, deadline=None)
 def test_renewal_is_between_half_and_four_fifths_of_the_life(fraction: float) -> None:
