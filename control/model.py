@@ -424,6 +424,41 @@ class RestingAddress(Value, frozen=True, kw_only=True):
     until_ms: int
 
 
+# --- containers of others -------------------------------------------------------------------------------------------
+
+
+class Lease(Value, frozen=True, kw_only=True):
+    """A block of a network's addresses that a node gives out by itself (docs/decisions/0025).
+
+    `id` is "<network id>/<node id>/<number>". Made by the dispatcher when a node asks, with an empty block; the
+    allocator fills it in.
+    """
+
+    id: str
+    meta: Meta = Meta()
+    node_id: str
+    network_id: str
+    block: str = ""  # a prefix of the network's subnet: "10.128.0.16/28"
+
+
+class Attachment(Value, frozen=True, kw_only=True):
+    """A container that others than the managers have started, on one network. Told by its node, which owns it."""
+
+    id: str  # of 25 characters, as tasks have
+    meta: Meta = Meta()
+    node_id: str
+    network_id: str
+    address: str  # out of one of the node's leases
+    name: str  # the container's
+    container: str = ""  # the engine's id of it
+    service: str  # whose endpoint it is; without a label, its own name
+    aliases: tuple[str, ...] = ()
+    named_ports: tuple[NamedPort, ...] = ()
+    ports: tuple[PortSpec, ...] = ()  # host-mode ports it occupies on its node
+    weight: int = 1  # connections it gets beside others of its service; 0: none
+    ready: bool = True
+
+
 # --- trust --------------------------------------------------------------------------------------------------------
 
 
@@ -453,8 +488,10 @@ class User(Value, frozen=True, kw_only=True):
     key_digest: str = ""  # of the key that the certificate is for: an earlier one of the same name is refused
 
 
-Object = Cluster | Node | Network | Service | Task | RestingAddress | Authority | User
-Kind = Literal["cluster", "node", "network", "service", "task", "resting_address", "authority", "user"]
+Object = Cluster | Node | Network | Service | Task | RestingAddress | Lease | Attachment | Authority | User
+Kind = Literal[
+    "cluster", "node", "network", "service", "task", "resting_address", "lease", "attachment", "authority", "user"
+]
 KINDS: dict[Kind, type[Object]] = {
     "cluster": Cluster,
     "node": Node,
@@ -462,6 +499,8 @@ KINDS: dict[Kind, type[Object]] = {
     "service": Service,
     "task": Task,
     "resting_address": RestingAddress,
+    "lease": Lease,
+    "attachment": Attachment,
     "authority": Authority,
     "user": User,
 }

@@ -20,8 +20,10 @@ from control.decision import Decision
 from control.lifecycle import RUNNABLE_TO, TaskState, Writer, is_terminal
 from control.model import (
     RESTING_VNIS,
+    Attachment,
     Cluster,
     ClusterSpec,
+    Lease,
     Network,
     Node,
     PortSpec,
@@ -44,6 +46,7 @@ def decide(snapshot: Snapshot, now_ms: int, new_id: Callable[[], str]) -> Decisi
     work.resting()
     work.networks()
     waiting = work.release()
+    work.leases()
     work.services()
     for task in sorted(waiting, key=_order):
         work.task(task)
@@ -197,6 +200,28 @@ class _Work:
         for address in self._released.get(network.id, ()):
             pool.block(address)
         return pool
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    def leases(self) -> None:
+        """A block for each wish; nothing for nodes and networks that are gone. What cannot be given stays a wish."""
+        for kind in (Attachment, Lease):
+            for obj in self._snapshot.all(kind):
+                if self._snapshot.get(Node, obj.node_id) is None or obj.network_id not in self._networks:
+                    self.changes.append(Delete(kind, obj.id, obj.meta.version))
+                elif isinstance(obj, Lease) and not obj.block and self._networks[obj.network_id].subnet:
+                    block = self._block(self._networks[obj.network_id])
+                    if block is not None:
+                        self.changes.append(Put(replace(obj, block=block)))
+
+    def _block(self, network: Network) -> str | None:
+        """A free block of a network's addresses. At least half of them stay for tasks and services."""
+        pool = self._pools.get(network.id)
+        if pool is None:
+            pool = self._pools[network.id] = self._pool(network)
+        leases = (lease for lease in self._snapshot.all(Lease) if lease.network_id == network.id and lease.block)
+        leased = sum(IPv4Network(lease.block).num_addresses for lease in leases)
+        return pool.take_block(pools.block_length(IPv4Network(network.subnet)), leased)
 
     # --- services -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,10 @@ LAST_AUTOMATIC_PORT = 32767
 
 # Network, gateway and broadcast address: nobody can have them.
 _RESERVED = 3
+# A node is leased 16 addresses at a time: enough for the containers of a Compose file, few enough for 100 nodes on a
+# /20. Of small networks a node gets a thirty-second part.
+_LEASE_BITS = 4
+_LEASES_MIN_BITS = 5
 
 
 class Numbers:
@@ -100,6 +104,7 @@ class Addresses:
         self._taken = {offset for offset in offsets if 0 <= offset < self._size}
         after = number(last) + 1 - self._first if last else 0
         self._next = after if 0 <= after < self._size else 0
+        self._blocks = 0  # taken here
 
     def take(self) -> str | None:
         """The next free address; None when there is none."""
@@ -111,6 +116,22 @@ class Addresses:
         self._taken.add(offset)
         self._next = (offset + 1) % self._size
         return text(self._first + offset)
+
+    def take_block(self, length: int, leased: int) -> str | None:
+        """The highest free block with a prefix of that length, of which `leased` addresses are in such blocks already.
+
+        None when there is none, or half of the addresses would be leased.
+        """
+        size, network = 1 << (32 - length), self._first - 2
+        for offset in range(self._size + _RESERVED - 2 * size, 0, -size):
+            if leased + self._blocks * size + size > self._size // 2:
+                return None
+            wanted = range(offset - 2, offset - 2 + size)
+            if self._taken.isdisjoint(wanted):
+                self._taken.update(wanted)
+                self._blocks += 1
+                return f"{text(network + offset)}/{length}"
+        return None
 
     def give_back(self, address: str) -> None:
         """It was not needed after all."""
@@ -126,6 +147,11 @@ class Addresses:
 def capacity(subnet: IPv4Network) -> int:
     """How many services and tasks a subnet can hold."""
     return max(0, subnet.num_addresses - _RESERVED)
+
+
+def block_length(subnet: IPv4Network) -> int:
+    """The prefix length of what is leased to a node at a time."""
+    return min(32, max(32 - _LEASE_BITS, subnet.prefixlen + _LEASES_MIN_BITS))
 
 
 def gateway(subnet: IPv4Network) -> IPv4Address:

@@ -14,6 +14,7 @@ keep them as they are told; `txn` refuses what would give a claim two holders.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from ipaddress import IPv4Network
 from typing import Literal, TypeVar, cast
 
 import msgspec
@@ -22,9 +23,11 @@ from control.lifecycle import is_terminal
 from control.model import (
     KIND_OF,
     KINDS,
+    Attachment,
     Authority,
     Cluster,
     Kind,
+    Lease,
     Network,
     Node,
     Object,
@@ -141,8 +144,24 @@ class Snapshot:
         """All whose tasks are to be on the network or that have a VIP on it."""
         return self._find(Service, "service/network", network_id)
 
+    def leases_of_node(self, node_id: str) -> Collection[Lease]:
+        """All blocks of addresses that it has or wishes for."""
+        return self._find(Lease, "lease/node", node_id)
+
+    def attachments_on_node(self, node_id: str) -> Collection[Attachment]:
+        """All that the node has told of."""
+        return self._find(Attachment, "attachment/node", node_id)
+
+    def attachments_on_network(self, network_id: str) -> Collection[Attachment]:
+        """All containers of others on a network."""
+        return self._find(Attachment, "attachment/network", network_id)
+
+    def attachments_of_service(self, name: str) -> Collection[Attachment]:
+        """All, on any network, that answer to a name; case does not matter."""
+        return self._find(Attachment, "attachment/service", name.lower())
+
     def address_holder(self, network_id: str, address: str) -> Object | None:
-        """Who has the address: a live task, a service's VIP, the network's gateway, or a resting address."""
+        """Who has the address: a live task, a VIP, the network's gateway, a lease, or a resting address."""
         return self.claimant("address", f"{network_id} {address}")
 
     def addresses_taken(self, network_id: str) -> set[str]:
@@ -244,6 +263,12 @@ def index_keys(obj: Object) -> frozenset[IndexKey]:
                 keys.add(("task/node", obj.node_id, obj.id))
             for network_id in {n.network_id for n in obj.spec.networks} | {a.network_id for a in obj.addresses}:
                 keys.add(("task/network", network_id, obj.id))
+        case Lease():
+            keys.add(("lease/node", obj.node_id, obj.id))
+        case Attachment():
+            keys.add(("attachment/node", obj.node_id, obj.id))
+            keys.add(("attachment/network", obj.network_id, obj.id))
+            keys.add(("attachment/service", obj.service.lower(), obj.id))
         case Cluster() | RestingAddress() | Authority() | User():
             pass
     return frozenset(keys)
@@ -294,8 +319,15 @@ def claims(obj: Object) -> set[Claim]:
             return {("address", f"{a.network_id} {a.address}") for a in obj.addresses if a.address}
         case RestingAddress():
             return {("address", f"{obj.network_id} {obj.address}")}
-        case Authority() | User():
-            return set()
+        case Lease():
+            return {("address", f"{obj.network_id} {address}") for address in leased(obj)}
+        case Attachment() | Authority() | User():
+            return set()  # an attachment's address is its node's already
+
+
+def leased(lease: Lease) -> tuple[str, ...]:
+    """The addresses of a lease, in order; none while it is only wished for."""
+    return tuple(str(address) for address in IPv4Network(lease.block)) if lease.block else ()
 
 
 def port_claim(port: PortSpec) -> str:

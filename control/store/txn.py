@@ -14,8 +14,10 @@ import msgspec
 from control.lifecycle import DESIRED_STATES, RUNNABLE_TO, TaskState, Writer, may_delete, may_desire, may_observe
 from control.model import (
     KIND_OF,
+    Attachment,
     Authority,
     Cluster,
+    Lease,
     Meta,
     Network,
     Node,
@@ -237,6 +239,10 @@ def name_of(obj: Object) -> str:
             return f'task "{obj.service_name}.{obj.slot}" ({obj.id})'
         case RestingAddress():
             return f"resting address {obj.address}"
+        case Lease():
+            return f"the lease of {obj.block or 'addresses'} to node {obj.node_id}"
+        case Attachment():
+            return f'container "{obj.name}"'
         case Authority():
             return "the cluster's certificate authority"
         case User():
