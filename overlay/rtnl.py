@@ -33,6 +33,7 @@ _NO_NUMBER = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED, as pyroute2 reads it
 _FAMILIES = (_IPV4, _IPV6)
 _NODAD = 0x02  # IFA_F_NODAD: in use at once; nobody else is given our addresses
 _MAIN_TABLE = 254
+_ANY_SCOPE = 255
 _IFF_UP = 1
 _NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
 _ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
@@ -203,7 +204,14 @@ class Namespace:
     def delete_route(self, route: Route, protocol: int) -> None:
         """Remove a route."""
         with _unless_gone():
-            self._route.route("del", dst=route.destination, proto=protocol, type=route.type, table=_MAIN_TABLE)
+            self._route.route(
+                "del",
+                dst=route.destination,
+                proto=protocol,
+                type=route.type,
+                table=_MAIN_TABLE,
+                scope=_ANY_SCOPE,  # else, of those to a link, none is found
+            )
 
     def set_neighbour(self, index: int, address: str, mac: str) -> None:
         """A permanent neighbour."""

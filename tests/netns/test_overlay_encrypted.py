@@ -6,18 +6,19 @@ With the kernel's WireGuard where there is one (`make test-vm`), else with wireg
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Network, IPv6Address
+from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from overlay import names
-from overlay.kernel import Kernel, Report
-from overlay.keys import KeyFile, told
-from overlay.plan import OverlayPlan
+from overlay import names, wireguard
+from overlay.kernel import Kernel
+from overlay.keys import KeyFile
 from tests.netns.world import Host, Task, World, inside, run
 
 pytestmark = [pytest.mark.root, pytest.mark.hosts(2)]
@@ -78,8 +79,8 @@ def ping(source: Task, target: Task, *options: str, wait_s: float = 2.0) -> bool
 def capture(world: World) -> Iterator[Path]:
     """All that passes the port of the first host."""
     file = world.directory / "capture.pcap"
-    argv = ["nsenter", f"--net={world.switch}", "tcpdump", "-Z", "root", "--immediate-mode", "-nUi", "h1", "-w", str(file)]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE)
+    argv = ["tcpdump", "-Z", "root", "--immediate-mode", "-nUi", "h1", "-w", str(file)]
+    process = subprocess.Popen(["nsenter", f"--net={world.switch}", *argv], stderr=subprocess.PIPE)
     try:
         assert process.stderr is not None
         assert b"listening" in process.stderr.readline()
@@ -96,8 +97,8 @@ def test_what_is_on_the_wire_is_wireguard_and_nothing_else(world: World, tasks: 
     one, other = tasks
     with capture(world) as file:
         for _ in range(3):
-            assert ping(one, other, "-p", MARKER[:32])
-            assert ping(other, one, "-p", MARKER[:32])
+            assert ping(one, other, "-p", MARKER)
+            assert ping(other, one, "-p", MARKER)
     packets = rdpcap(str(file))
     ports = {packet[UDP].dport for packet in packets if UDP in packet}
     assert ports == {51871}
@@ -113,7 +114,7 @@ def test_the_same_capture_finds_the_payload_of_a_plain_network(world: World, tas
     one, other = (world.task(h, "plain", f"10.2.0.{10 + h.number}") for h in world.hosts[:2])
     world.apply()
     with capture(world) as file:
-        assert ping(one, other, "-p", MARKER[:32])
+        assert ping(one, other, "-p", MARKER)
     assert bytes.fromhex(MARKER) in file.read_bytes()
 
 
@@ -127,3 +128,272 @@ def test_applying_again_changes_nothing_also_from_a_new_process(
             assert (dict(+report.changes), report.errors) == ({}, [])
             assert dict(+kernel.prune(world.plan(host)).changes) == {}
     assert ping(one, other)
+
+
+# --- closed -------------------------------------------------------------------------------------------------------
+
+
+def inject(world: World, host: Host, target: Task, port: int = 4789) -> None:
+    """Send a host VXLAN frames with a datagram for a task, in the clear, from the switch; to both families."""
+    mac = names.router_mac(2 if host.number == 1 else 1)
+    code = f"""
+from scapy.all import Ether, IP, IPv6, UDP, VXLAN, Raw, sendp, getmacbyip
+inner = Ether(src="{mac}", dst="{names.router_mac(host.number)}")/IP(src="10.1.0.77", dst="{target.address}")
+frame = UDP(sport=40000, dport={port})/VXLAN(vni={VNI}, flags=8)/inner/UDP(sport=7, dport=9999)/Raw(b"injected")
+to = "{_mac(host)}"
+for outer in (IP(src="10.66.0.1", dst="{host.address}"),
+              IP(src="{names.tunnel_address(3, 0)}", dst="{names.tunnel_address(host.number, 0)}"),
+              IPv6(src="fe80::1", dst="{_link_local(host)}")):
+    sendp(Ether(dst=to)/outer/frame, iface="h{host.number}", count=3, verbose=False)
+"""
+    inside(world.switch, sys.executable, "-c", code, timeout_s=60)
+
+
+def _mac(host: Host) -> str:
+    words = inside(host.netns, "ip", "link", "show", "eth0").split()
+    return words[words.index("link/ether") + 1]
+
+
+def _link_local(host: Host) -> str:
+    out = inside(host.netns, "ip", "-6", "addr", "show", "dev", "eth0", "scope", "link").split()
+    return out[out.index("inet6") + 1].partition("/")[0]
+
+
+@contextmanager
+def heard(task: Task) -> Iterator[list[str]]:
+    """What reaches a task on UDP port 9999, by tcpdump; in the list afterwards."""
+    argv = ["tcpdump", "-Z", "root", "--immediate-mode", "-lni", "eth0", "udp port 9999"]
+    process = subprocess.Popen(
+        ["nsenter", f"--net={task.netns}", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    found: list[str] = []
+    try:
+        assert process.stderr is not None
+        while "listening" not in process.stderr.readline():
+            pass
+        yield found
+        time.sleep(0.5)
+    finally:
+        process.terminate()
+        found += [line for line in process.communicate(timeout=10)[0].splitlines() if line]
+
+
+def test_cleartext_vxlan_of_a_foreign_host_reaches_no_task(world: World, tasks: tuple[Task, Task]) -> None:
+    one, _ = tasks
+    with heard(one) as found:
+        inject(world, world.hosts[0], one)
+    assert found == []
+
+
+def test_the_same_frames_reach_the_task_of_a_plain_network(world: World, clock: Clock) -> None:
+    del clock
+    world.encrypted.clear()
+    one = world.task(world.hosts[0], "secret", "10.1.0.11")
+    world.apply()
+    with heard(one) as found:
+        inject(world, world.hosts[0], one)
+    assert len(found) >= 3, "those to the host's own address on IPv4"
+
+
+def take_routes(world: World) -> None:
+    for host in world.hosts:
+        inside(crypt(host), "ip", "route", "flush", "table", "main")
+
+
+def take_devices_down(world: World) -> None:
+    for host in world.hosts:
+        inside(crypt(host), "ip", "link", "set", "mesh-wg0", "down")
+
+
+def take_devices(world: World) -> None:
+    for host in world.hosts:
+        inside(crypt(host), "ip", "link", "del", "mesh-wg0")
+
+
+def take_namespaces(world: World) -> None:
+    for host in world.hosts:
+        run("umount", crypt(host))
+        Path(crypt(host)).unlink()
+
+
+def crypt(host: Host) -> str:
+    return str(host.directory / names.ENCRYPTION_NETNS)
+
+
+DAMAGES = [take_routes, take_devices_down, take_devices, take_namespaces]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_others_break_sends_nothing_in_the_clear_and_is_repaired(
+    world: World, tasks: tuple[Task, Task], clock: Clock, damage: Callable[[World], None]
+) -> None:
+    one, other = tasks
+    # The host has a way to everywhere, and also to the addresses inside.
+    inside(world.hosts[0].netns, "ip", "route", "add", "169.254.0.0/16", "dev", "eth0")
+    with capture(world) as file:
+        damage(world)
+        answered = ping(one, other, "-p", MARKER)
+    assert answered == (damage is take_namespaces), "which live on while a process has them open"
+    assert_nothing_of_it(file, one, other)
+    for host in world.hosts:
+        host.kernel.close()
+        host.kernel = fresh(world, host, clock)
+    world.apply()
+    assert ping(one, other, wait_s=10)
+
+
+def test_what_a_living_process_finds_broken_it_repairs(world: World, tasks: tuple[Task, Task]) -> None:
+    one, other = tasks
+    for damage in DAMAGES:
+        damage(world)
+        world.apply()
+        assert ping(one, other, wait_s=10), damage.__name__
+
+
+def assert_nothing_of_it(file: Path, one: Task, other: Task) -> None:
+    from scapy.all import UDP, rdpcap  # noqa: PLC0415
+
+    raw = file.read_bytes()
+    assert bytes.fromhex(MARKER) not in raw
+    assert one.address.packed + other.address.packed not in raw
+    assert {packet[UDP].dport for packet in rdpcap(str(file)) if UDP in packet} <= {51871, 51872}
+
+
+def test_from_its_first_moment_nothing_is_in_the_clear(world: World, clock: Clock) -> None:
+    """Tasks that speak while their network is made, node by node, and unmade."""
+    del clock
+    one, other = (world.task(h, "secret", f"10.1.0.{10 + h.number}") for h in world.hosts[:2])
+    with capture(world) as file:
+        speak = f"while :; do ping -c 1 -w 1 -p {MARKER} {other.address} >/dev/null 2>&1; done"
+        speaker = subprocess.Popen(["nsenter", f"--net={one.netns}", "timeout", "60", "sh", "-c", speak])
+        try:
+            for host in world.hosts[:2]:
+                assert host.kernel.apply(world.plan(host)).errors == []
+            assert ping(one, other, wait_s=10)
+            empty = [replace(world.plan(h), networks=()) for h in world.hosts[:2]]
+            for host, plan in zip(world.hosts, empty, strict=False):
+                assert host.kernel.prune(plan).errors == []
+        finally:
+            speaker.terminate()
+            speaker.wait(10)
+    assert_nothing_of_it(file, one, other)
+
+
+def test_a_network_that_is_in_the_clear_is_closed_before_anything_else(world: World, tasks: tuple[Task, Task]) -> None:
+    """As an earlier version left it: the flag came while the router was up."""
+    one, other = tasks
+    world.encrypted.clear()
+    world.apply()
+    assert ping(one, other)
+    world.encrypted.add("secret")
+    with capture(world) as file:
+        host = world.hosts[0]
+        host.kernel.apply(world.plan(host))
+        assert not ping(one, other, "-p", MARKER), "the other still has it in the clear"
+    assert_nothing_of_it(file, one, other)
+    world.apply()
+    assert ping(one, other, wait_s=10)
+
+
+# --- without ------------------------------------------------------------------------------------------------------
+
+
+def test_when_the_daemon_is_dead_traffic_goes_on_encrypted(world: World, tasks: tuple[Task, Task]) -> None:
+    one, other = tasks
+    for host in world.hosts:
+        host.kernel.close()
+    with capture(world) as file:
+        for _ in range(3):
+            assert ping(one, other, "-p", MARKER)
+    assert_nothing_of_it(file, one, other)
+
+
+def test_when_wireguard_dies_with_the_daemon_dead_nothing_is_sent(world: World, tasks: tuple[Task, Task]) -> None:
+    one, other = tasks
+    for host in world.hosts:
+        host.kernel.close()
+    take_devices(world)
+    with capture(world) as file:
+        assert not ping(one, other, "-p", MARKER)
+    assert_nothing_of_it(file, one, other)
+
+
+def test_a_node_without_a_key_is_refused_at_once_and_reached_when_it_has_one(
+    world: World, tasks: tuple[Task, Task], clock: Clock
+) -> None:
+    one, other = tasks
+    second = world.hosts[1]
+    kept = world.keys.pop(second.number)
+    world.hosts[0].kernel.apply(world.plan(world.hosts[0]))
+    assert world.hosts[0].kernel.prune(world.plan(world.hosts[0])).errors == []
+    with capture(world) as file:
+        out = inside(one.netns, "ping", "-c", "1", "-W", "3", "-p", MARKER, str(other.address), check=False)
+    assert "Unreachable" in out
+    assert_nothing_of_it(file, one, other)
+    assert inside(crypt(world.hosts[0]), "ip", "route", "show", "proto", "109").strip() == ""
+    world.keys[second.number] = kept
+    world.apply()
+    assert ping(one, other, wait_s=10)
+
+
+def test_a_host_without_wireguard_makes_no_router_and_says_why(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wireguard, "kernel_lacks", lambda _: "Protocol not supported")
+    monkeypatch.setattr(wireguard, "PROGRAM", "wireguard-none")
+    host = world.hosts[0]
+    world.networks["plain"] = (PLAIN_VNI, PLAIN)
+    world.task(host, "plain", "10.2.0.11")
+    task = world.task(host, "secret", "10.1.0.11")
+    report = host.kernel.apply(world.plan(host))
+    reason = "not in its kernel (Protocol not supported), and wireguard-none is not installed"
+    assert report.errors == [
+        f"cannot carry network secret, which is encrypted: this machine has no WireGuard: {reason}",
+        f"cannot attach task {task.id} to network secret, which is encrypted: this machine has no WireGuard: {reason}",
+    ]
+    assert not Path(world.router(host, "secret")).exists()
+    assert Path(world.router(host, "plain")).exists(), "what is not encrypted is not concerned"
+    monkeypatch.undo()
+    assert host.kernel.apply(world.plan(host)).errors == []
+    assert Path(world.router(host, "secret")).exists()
+
+
+def test_a_live_router_is_closed_when_wireguard_is_missing(
+    world: World, tasks: tuple[Task, Task], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tasks
+    world.encrypted.clear()
+    world.apply()
+    world.encrypted.add("secret")
+    monkeypatch.setattr(wireguard, "kernel_lacks", lambda _: "Protocol not supported")
+    monkeypatch.setattr(wireguard, "PROGRAM", "wireguard-none")
+    host = world.hosts[0]
+    assert fresh(world, host, clock).apply(world.plan(host)).errors != []
+    with capture(world) as file:
+        assert not ping(one, other, "-p", MARKER)
+    assert_nothing_of_it(file, one, other)
+
+
+def test_when_the_last_encrypted_network_goes_nothing_of_it_is_left(world: World, tasks: tuple[Task, Task]) -> None:
+    del tasks
+    before = processes()
+    for host in world.hosts:
+        assert host.kernel.prune(replace(world.plan(host), networks=())).errors == []
+        assert not Path(crypt(host)).exists()
+        host.kernel.close()
+    deadline = time.monotonic() + 5
+    while processes() == before != 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes() <= max(before - 2, 0), "a process is left"
+
+
+def processes() -> int:
+    """How many of wireguard-go are alive."""
+    alive = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = status.read_text().rpartition(")")
+            alive += "(wireguard-go)" in status.read_text() and rest.split()[0] != "Z"
+        except OSError:
+            continue
+    return alive
