@@ -205,14 +205,18 @@ class _Work:
 
     def leases(self) -> None:
         """A block for each wish; nothing for nodes and networks that are gone. What cannot be given stays a wish."""
-        for kind in (Attachment, Lease):
-            for obj in self._snapshot.all(kind):
-                if self._snapshot.get(Node, obj.node_id) is None or obj.network_id not in self._networks:
-                    self.changes.append(Delete(kind, obj.id, obj.meta.version))
-                elif isinstance(obj, Lease) and not obj.block and self._networks[obj.network_id].subnet:
-                    block = self._block(self._networks[obj.network_id])
-                    if block is not None:
-                        self.changes.append(Put(replace(obj, block=block)))
+        gone: list[Lease | Attachment] = [a for a in self._snapshot.all(Attachment) if self._strays(a)]
+        for lease in self._snapshot.all(Lease):
+            if self._strays(lease):
+                gone.append(lease)
+            elif not lease.block and self._networks[lease.network_id].subnet:
+                block = self._block(self._networks[lease.network_id])
+                if block is not None:
+                    self.changes.append(Put(replace(lease, block=block)))
+        self.changes += (Delete(type(obj), obj.id, obj.meta.version) for obj in gone)
+
+    def _strays(self, obj: Lease | Attachment) -> bool:
+        return self._snapshot.get(Node, obj.node_id) is None or obj.network_id not in self._networks
 
     def _block(self, network: Network) -> str | None:
         """A free block of a network's addresses. At least half of them stay for tasks and services."""
