@@ -169,43 +169,29 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
       mesh task logs api.1
       mesh task logs --follow --tail 20 api.1
     """
-    from mesh.cli.logs import copy_log
+    from mesh.executor.logs import NoLogError, write_log
+    from mesh.executor.protocol import ExecutorError
 
     client = session.client()
     state = Path(state_dir or _configured_state_dir())
     task_id = _task_with_log(client, name, state)
     session.close()
-    if (state / "containers" / task_id).is_dir():
-        _print_container_log(state, task_id, tail=tail, follow=follow)
-        return
-    directory = state / "tasks" / task_id
     try:
-        copy_log(directory, sys.stdout.buffer, tail=tail, follow=follow, sleep=session.sleep)
+        write_log(state, task_id, sys.stdout.buffer, tail=tail, follow=follow, sleep=session.sleep)
+    except PermissionError as error:
+        raise Failure(f"not allowed to read {error.filename or error}: only root is", ExitCode.REFUSED) from error
     except OSError as error:
         raise Failure(f'cannot read the log of task "{name}": {error.filename}: {error.strerror}') from error
-
-
-def _print_container_log(state: Path, task_id: str, *, tail: int | None, follow: bool) -> None:
-    """What the engine has of a container. Raises Failure."""
-    from mesh.executor.docker.engine import Engine, local_socket
-    from mesh.executor.docker.executor import container_of
-    from mesh.executor.protocol import ExecutorError
-
-    try:
-        container = container_of(state, task_id)
-        if container is None:
-            raise Failure(f"task {task_id} has no container any more", ExitCode.NOT_FOUND)
-        for piece in Engine(local_socket(os.environ)).logs(container, tail=tail, follow=follow):
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-    except PermissionError as error:
-        raise Failure(f"not allowed to read {error}: only root is", ExitCode.REFUSED) from error
+    except NoLogError as error:
+        raise Failure(str(error), ExitCode.NOT_FOUND) from error
     except ExecutorError as error:
         raise Failure(str(error)) from error
 
 
 def _task_with_log(client: Client, name: str, state: Path) -> str:
     """The id of a task of this node, also one that has ended but is still there."""
+    from mesh.executor.logs import has_log
+
     try:
         task_id, _ = client.task_process(name)
     except Failure as failure:
@@ -213,7 +199,7 @@ def _task_with_log(client: Client, name: str, state: Path) -> str:
             raise
         task_id = client.get(Task, name).id
     try:
-        if any((state / kind / task_id).is_dir() for kind in ("tasks", "containers")):
+        if has_log(state, task_id):
             return task_id
     except PermissionError as error:
         raise Failure(f"not allowed to read {state / 'tasks'}: only root is", ExitCode.REFUSED) from error

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from control.lifecycle import TaskState
 from control.model import ProcessSpec, TaskSpec, TaskStatus
-from mesh.cli.logs import copy_log
+from mesh.executor.logs import copy_log
 from tests.mesh.cli.fake import Mesh, make_node, make_service, make_task
 
 H1, H2 = make_node(1), make_node(2)
