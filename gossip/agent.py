@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gossip.coordinates import Coordinate
-from gossip.delegate import Address, Delegate, Membership, State
+from gossip.delegate import Address, Delegate, Membership
 from gossip.endpoints import TYPES as ENDPOINT_TYPES
 from gossip.endpoints import EndpointChange, EndpointTable, Snapshot, TaskState
 from gossip.keyring import KeyRing
@@ -504,8 +504,7 @@ class Agent:
         return list(dict.fromkeys(seeds)), errors
 
     def _reached(self, seeds: Sequence[Address]) -> int:
-        here = {m.address for m in self.membership.members() if m.state in (State.ALIVE, State.SUSPECT)}
-        return len(here.intersection(seeds) - {self.membership.me.address})
+        return sum(map(self.membership.reached, seeds))
 
     async def _until(self, done: Callable[[], bool], timeout_s: float) -> None:
         until = self._loop.time() + timeout_s

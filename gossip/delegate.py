@@ -159,6 +159,10 @@ class Membership(Protocol):
         """Push/pull with each of these, and keep trying those that nobody alive answers at, for ever."""
         ...
 
+    def reached(self, seed: Address) -> bool:
+        """Whether somebody answered at this address since it was last joined, or a member lives there."""
+        ...
+
     def leave(self, now: float) -> None:
         """Tell everybody that this node leaves; `left` turns true when enough have been told."""
         ...

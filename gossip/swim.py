@@ -239,6 +239,9 @@ class Swim:
     def join(self, seeds: Sequence[Address], now: float) -> None:
         self._syncer.join(seeds, now)
 
+    def reached(self, seed: Address) -> bool:
+        return self._syncer.reached(seed)
+
     def leave(self, now: float) -> None:
         if not self._rules.leaving:
             self._rules.leave(now)

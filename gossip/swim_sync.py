@@ -137,7 +137,7 @@ class Syncer:
         for seed in seeds:
             if seed == self._config.address:
                 continue
-            self._seeds.setdefault(seed, -math.inf)
+            self._seeds[seed] = -math.inf
             if seed not in self._joins:
                 self._joins.append(seed)
             while len(self._seeds) > SEEDS_MAX:
@@ -145,6 +145,12 @@ class Syncer:
         while len(self._joins) > SEEDS_MAX:
             self._joins.popleft()
         self._pump(now)
+
+    def reached(self, seed: Address) -> bool:
+        """Whether it has answered, be it as a member of another address (behind NAT, or one that listens on several)."""
+        return self._seeds.get(seed, -math.inf) > -math.inf or (
+            seed != self._config.address and self._members.answers_at(seed)
+        )
 
     def _pump(self, now: float) -> None:
         """Begin the joins that wait, as many as may run at once."""

@@ -82,3 +82,14 @@ async def test_a_label_that_is_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="255"):
         async with agent("a", label="x" * 256):
             pass
+
+
+async def test_a_seed_that_answers_by_another_address_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind NAT, or a node that listens everywhere: no member has the address that was joined."""
+    async with agent("far", advertise=Address("192.0.2.7", 0)) as (far, _), agent("near") as (near, _):
+        port = far.membership.me.address.port
+        assert await near.join([f"127.0.0.1:{port}"]) == (1, "")
+        await far.close()
+        monkeypatch.setattr("gossip.agent.JOIN_TIMEOUT_S", 0.5)
+        reached, error = await near.join([f"127.0.0.1:{port}"])
+        assert (reached, "no answer" in error) == (0, True), "that it answered once says nothing about now"

@@ -1,4 +1,4 @@
-"""Who is said to have failed though it runs, ours and Serf's: `unshare -n python tests/bench/gossip/stress.py [NAME...]`.
+"""Who is said to have failed though it runs, ours and Serf's: `unshare -n python tests/bench/gossip/stress.py`.
 
 Twenty agents on one core, lan timing, for each stress first Serf's, then ours:
 

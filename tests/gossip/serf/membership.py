@@ -61,6 +61,9 @@ class FakeMembership:
     def join(self, seeds: Sequence[Address], now: float) -> None:
         pass
 
+    def reached(self, seed: Address) -> bool:
+        return False
+
     def leave(self, now: float) -> None:
         self.left = True
 
