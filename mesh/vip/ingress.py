@@ -16,6 +16,9 @@ In the router, beside the balancer's own part (`maps`):
   these would be one connection. So what comes through each node is tracked in a zone of its own, and the router gives
   the second of them another source port (the address stays).
 
+- *The host* speaks to services like a task (docs/decisions/0023): what comes by the uplink is for a published port, or
+  from the host itself. Other machines that send their packets for our networks to the host are refused.
+
 In the host: a published port is handed to a router, for connections from outside, from the host itself and from
 containers. As in Docker, a published port wins over a process of the host that listens on it: such a process is not
 asked and not harmed, it hears of no new connection while the port is published.
@@ -26,7 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from mesh.vip.maps import PROTOCOL_NAME, PROTOCOL_NUMBER, as_address, is_ipv6
 from mesh.vip.plan import Address, Observed, ObservedService, Protocol, PublishedPort, RouterPlan, VipPlan
@@ -129,6 +132,7 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
             *(f"{one} ct state new ct mark set ether saddr map @{_PEERS.name}" for one in outside),
             # Of no node of ours: answers would leave by the wrong door.
             *(f"{one} ct state new ct mark 0 drop" for one in outside),
+            *(f'iifname "{up}" {one} goto {_REFUSED.name}' for one in _strangers(router)),
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
             "ct direction reply ct mark != 0 meta mark set ct mark",
         ),
@@ -158,6 +162,15 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
     }
     chains = (_REFUSED, apart, note, guard, _forward(router, up, vxlan), leave)
     return Table(ROUTER_MAPS, chains, elements)
+
+
+def _strangers(router: RouterPlan) -> Iterator[str]:
+    """What comes from others than the host and is not for the router itself, by which ports are published."""
+    yield f"ip daddr != {router.uplink_address} ip saddr != {_host_end(router.uplink_address)}"
+    if router.uplink_address6 is not None:
+        host = _host_end(router.uplink_address6)
+        link = "ip6 daddr != fe80::/10 ip6 daddr != ff00::/8"  # finding neighbours
+        yield f"ip6 daddr != {router.uplink_address6} {link} ip6 saddr != {host}"
 
 
 def _forward(router: RouterPlan, up: str, vxlan: str) -> Chain:
@@ -316,7 +329,15 @@ class ReturnRule:
     version: int = 4
 
 
-RouteOrRule = LocalRoute | ReturnRoute | SkipRule | ReturnRule
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """The host's way to the services of a network: through its router, which refuses everything else there."""
+
+    subnet: IPv4Network | IPv6Network
+    via: Address
+
+
+RouteOrRule = LocalRoute | ReturnRoute | SkipRule | ReturnRule | HostRoute
 
 _LOOPBACK6 = 1  # ::1
 
@@ -353,6 +374,16 @@ def ways_back(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozen
 def host_routing(uplinks: Iterable[int]) -> frozenset[RouteOrRule]:
     """What the host needs so that [::1] answers for published ports, given its devices towards routers with IPv6."""
     return frozenset(LocalRoute(_LOOPBACK6, index) for index in uplinks)
+
+
+def host_routes(routers: Iterable[RouterPlan]) -> frozenset[HostRoute]:
+    """The host's ways to services. Of several networks with one subnet the first has it."""
+    found: dict[IPv4Network | IPv6Network, Address] = {}
+    for router in routers:
+        found.setdefault(router.subnet, router.uplink_address)
+        if router.subnet6 is not None and router.uplink_address6 is not None:
+            found.setdefault(router.subnet6, router.uplink_address6)
+    return frozenset(HostRoute(subnet, via) for subnet, via in found.items())
 
 
 def _host_end(uplink_address: Address) -> Address:

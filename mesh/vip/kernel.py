@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from mesh.vip import ingress, maps, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
 from mesh.vip.book import Book, Services, recycled
-from mesh.vip.ingress import RouteOrRule
+from mesh.vip.ingress import HostRoute, RouteOrRule
 from mesh.vip.ipvs import Ipvs, abandon, probe
 from mesh.vip.namespace import Namespace, settle, visit
 from mesh.vip.nft import Nft, Reservation, VipError, find
@@ -176,7 +176,9 @@ class Kernel:
             return table, []
 
         devices = {p.uplink_device for p in plan.published if p.router_address6 is not None}
-        routes, held = ingress.host_routing(map(namespace.device_index, devices)), namespace.routing()
+        held = namespace.routing()
+        routes = ingress.host_routing(map(namespace.device_index, devices))
+        routes |= {r for r in ingress.host_routes(plan.routers) if r in held or self._is_free(namespace, r)}
         namespace.add_routing(ingress.in_order(routes - held))
         synced = self._tables.sync(self._host, namespace, ingress.HOST_MAPS, wanted)
         namespace.delete_routing(ingress.in_order(held - routes))
@@ -186,6 +188,10 @@ class Kernel:
             changes = changes + self._end_in_host(namespace, ports)
             self._ports = ports
         return changes
+
+    def _is_free(self, namespace: Namespace, route: HostRoute) -> bool:
+        """Whether the host has no way of its own to the addresses of a network: theirs come first."""
+        return namespace.prefix_to(route.subnet.network_address) == 0
 
     def _unpublish(self) -> Counter[str]:
         return visit(self._host, self._in_unwanted_host, self._nft.release)

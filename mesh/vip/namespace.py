@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from mesh.vip import wire
 from mesh.vip.ingress import RouteOrRule
+from mesh.vip.plan import Address
 from mesh.vip.rules import Held, HeldChain, Key, Map
 from mesh.vip.wire import Message, Nf, Rt
 
@@ -239,6 +240,15 @@ class Namespace:
             found.update(map(wire.route, self.route.dump(Rt.GET_ROUTE, wire.of_our_routes(family))))
             found.update(map(wire.routing_rule, self.route.dump(Rt.GET_RULE, wire.of_rules(family))))
         return frozenset(one for one in found if one is not None)
+
+    def prefix_to(self, address: Address) -> int:
+        """How many bits are fixed by the route that an address would take; 0: it has none but the default route."""
+        try:
+            return wire.prefix_length(self.route.ask(Rt.GET_ROUTE, wire.of_route_to(address)))
+        except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                return 0
+            raise
 
     def add_routing(self, wanted: list[RouteOrRule]) -> None:
         """Make routes and rules. Raises OSError for the first that failed, when all have been tried."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from mesh.vip.ingress import (
     LOOPBACK_INDEX,
@@ -24,6 +24,7 @@ from mesh.vip.ingress import (
     RETURN_TABLES,
     ROUTE_PROTOCOL,
     SKIP_PRIORITY,
+    HostRoute,
     LocalRoute,
     ReturnRoute,
     ReturnRule,
@@ -31,6 +32,7 @@ from mesh.vip.ingress import (
     SkipRule,
 )
 from mesh.vip.maps import is_ipv6
+from mesh.vip.plan import Address
 from mesh.vip.rules import LENGTH_BYTES, TABLE, Atom, HeldChain, Hook, Key, Kind, Map, Shape, padded
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
@@ -311,10 +313,13 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _RULE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, 0, 0, action, flags
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, device index
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_TABLE_MAIN, _RTM_F_FIB_MATCH = 254, 0x2000
 _TABLE_LOCAL, _SCOPE_UNIVERSE, _SCOPE_HOST, _UNICAST, _LOCAL, _ONLINK = 255, 0, 254, 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 # Metric of local routes on other devices than lo: the one on lo is better wherever both will do.
 _BEHIND_LOOPBACK = 4096
+# Metric of the host's routes to us: one of somebody else to the same place is better, and ours never replaces it.
+_BEHIND_OTHERS = 28005
 _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 4, 6, 10, 15, 16, 21
 _TO_TABLE, _GOTO = 1, 2
 
@@ -335,6 +340,18 @@ def of_our_routes(family: int) -> bytes:
     return _RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
 
 
+def of_route_to(address: Address) -> bytes:
+    """Payload that asks for the route that an address would take."""
+    family, bits = (AF_INET6, 128) if address.version == 6 else (AF_INET, 32)
+    head = _RTMSG.pack(family, bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+    return head + attribute(_RTA_DST, address.packed)
+
+
+def prefix_length(payload: bytes) -> int:
+    """Of a route: how many bits of an address it fixes."""
+    return payload[1]
+
+
 def of_rules(family: int) -> bytes:
     """Payload that asks for all routing rules."""
     return _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -353,6 +370,8 @@ def route(payload: bytes) -> RouteOrRule | None:
         via = found[_RTA_GATEWAY]
         gateway = IPv4Address(via) if family == AF_INET else IPv6Address(via)
         return ReturnRoute(table - RETURN_TABLES, gateway, _native(found, _RTA_OIF))
+    if kind == _UNICAST and length and table == _TABLE_MAIN and _RTA_GATEWAY in found:
+        return HostRoute(ip_network((found[_RTA_DST], length)), ip_address(found[_RTA_GATEWAY]))
     return None
 
 
@@ -388,6 +407,13 @@ def encode(what: RouteOrRule) -> tuple[bool, bytes]:
             head = _RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
             table = _number(_RTA_TABLE, RETURN_TABLES + node_number)
             return False, head + table + attribute(_RTA_GATEWAY, via.packed) + _number(_RTA_OIF, device_index)
+        case HostRoute(subnet, via):
+            family = AF_INET6 if via.version == 6 else AF_INET
+            head = _RTMSG.pack(
+                family, subnet.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _UNICAST, 0
+            )
+            body = attribute(_RTA_DST, subnet.network_address.packed) + attribute(_RTA_GATEWAY, via.packed)
+            return False, head + body + _number(_RTA_TABLE, _TABLE_MAIN) + _number(_RTA_PRIORITY, _BEHIND_OTHERS)
         case SkipRule(version):
             body = _number(_FRA_PRIORITY, SKIP_PRIORITY) + _number(_FRA_GOTO, MAIN_RULE_PRIORITY)
             mark = _number(_FRA_FWMARK, 0) + _number(_FRA_FWMASK, 0xFFFFFFFF)

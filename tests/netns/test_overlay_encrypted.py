@@ -5,20 +5,23 @@ With the kernel's WireGuard where there is one (`make test-vm`), else with wireg
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
 
 from overlay import names, wireguard
 from overlay.kernel import Kernel
-from overlay.keys import KeyFile
+from overlay.keys import LINGER_S, OVERLAP_MIN_S, KeyFile
+from overlay.rtnl import Namespace
 from tests.netns.world import Host, Task, World, inside, run
 
 pytestmark = [pytest.mark.root, pytest.mark.hosts(2)]
@@ -397,3 +400,175 @@ def processes() -> int:
         except OSError:
             continue
     return alive
+
+
+# --- rotation -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def pinging(source: Task, target: Task) -> Iterator[list[str]]:
+    """A hundred packets a second; the program's last lines in the list afterwards."""
+    argv = ["ping", "-D", "-O", "-i", "0.01", str(target.address)]
+    process = subprocess.Popen(["nsenter", f"--net={source.netns}", *argv], stdout=subprocess.PIPE, text=True)
+    said: list[str] = []
+    try:
+        yield said
+    finally:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said += process.communicate(timeout=10)[0].splitlines()
+
+
+def step(world: World, *hosts: Host) -> None:
+    for host in hosts or world.hosts:
+        assert host.kernel.apply(world.plan(host)).errors == []
+        assert host.kernel.prune(world.plan(host)).errors == []
+
+
+def slots(world: World, host: Host) -> list[tuple[int, bool]]:
+    return [(key.slot, bool(key.retired_s)) for key in world.keys[host.number].load()]
+
+
+def met(world: World) -> None:
+    """Wait until both see a session by every pair of keys."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        step(world)
+        seen = [
+            peer.handshake_s
+            for host in world.hosts
+            for slot in names.KEY_SLOTS
+            if (device := wireguard.find(host.netns, str(host.directory)).observe(inner(host), slot)) is not None
+            for peer in device.peers.values()
+        ]
+        if all(seen):
+            return
+        time.sleep(0.2)
+    pytest.fail("no session within 15 s")
+
+
+def inner(host: Host) -> Namespace:
+    return Namespace(crypt(host))
+
+
+def test_a_key_is_replaced_without_losing_a_packet(world: World, tasks: tuple[Task, Task], clock: Clock) -> None:
+    """One host's key, seen step by step, while a hundred packets a second go each way."""
+    one, other = tasks
+    first, second = world.hosts
+    with pinging(one, other) as there, pinging(other, one) as back:
+        world.keys[first.number] = KeyFile(first.directory.parent / "state1", clock, life_s=0.0)
+        first.kernel.close()
+        first.kernel = fresh(world, first, clock)
+        step(world, first)
+        assert slots(world, first) == [(0, False), (1, False)], "the new one is made"
+        step(world, second)  # hears of it while its device is not there yet
+        step(world, first)
+        met(world)
+        time.sleep(0.5)
+        clock.ahead_s += OVERLAP_MIN_S
+        step(world, first)
+        assert slots(world, first) == [(0, True), (1, False)], "the old one is told no more"
+        step(world, second, first)
+        time.sleep(0.5)
+        clock.ahead_s += LINGER_S
+        world.keys[first.number] = KeyFile(first.directory.parent / "state1", clock)
+        first.kernel.close()
+        first.kernel = fresh(world, first, clock)
+        step(world)
+        step(world)
+        assert slots(world, first) == [(1, False)]
+        assert "mesh-wg0" not in inside(crypt(first), "ip", "-br", "link")
+        time.sleep(0.5)
+    for said in (there, back):
+        sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
+        assert received == sent, [line for line in said if "no answer" in line]
+        assert sent > 100
+
+
+def test_both_hosts_replace_their_keys_at_the_same_time_without_losing_a_packet(
+    world: World, tasks: tuple[Task, Task], clock: Clock
+) -> None:
+    one, other = tasks
+    with pinging(one, other) as said:
+        for life_s in (0.0, DAY_S):
+            for host in world.hosts:
+                world.keys[host.number] = KeyFile(host.directory.parent / f"state{host.number}", clock, life_s)
+                host.kernel.close()
+                host.kernel = fresh(world, host, clock)
+            step(world)
+            step(world)
+            if life_s == 0.0:
+                met(world)
+                clock.ahead_s += OVERLAP_MIN_S
+        step(world)
+        clock.ahead_s += LINGER_S
+        step(world)
+        step(world)
+        assert [slots(world, host) for host in world.hosts] == [[(1, False)], [(1, False)]]
+    sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
+    assert received == sent, [line for line in said if "no answer" in line]
+    assert sent > 100
+
+
+# --- sizes and families -------------------------------------------------------------------------------------------
+
+
+def test_the_largest_packet_passes_whole_both_ways_and_a_larger_one_is_told_the_mtu(
+    world: World, tasks: tuple[Task, Task]
+) -> None:
+    one, other = tasks
+    assert "mtu 1390" in inside(one.netns, "ip", "link", "show", "eth0")
+    with capture(world) as file:
+        assert ping(one, other, "-M", "do", "-s", str(1390 - 28))
+        assert ping(other, one, "-M", "do", "-s", str(1390 - 28))
+    assert_whole(file, 1500)
+    assert not ping(one, other, "-M", "do", "-s", str(1391 - 28))
+    assert ping(one, other, "-s", "4000")
+
+
+def test_a_smaller_underlay_makes_encrypted_networks_smaller(world: World, tasks: tuple[Task, Task]) -> None:
+    one, other = tasks
+    for host in world.hosts:
+        inside(host.netns, "ip", "link", "set", "eth0", "mtu", "1400")
+    world.apply()
+    assert "mtu 1278" in inside(one.netns, "ip", "link", "show", "eth0")
+    with capture(world) as file:
+        assert ping(one, other, "-M", "do", "-s", str(1278 - 28), wait_s=5)
+    assert_whole(file, 1400)
+
+
+def test_an_underlay_of_ipv6_carries_encrypted_networks(world: World, clock: Clock) -> None:
+    del clock
+    for host in world.hosts:
+        own = IPv6Address("fd00:66::10") + host.number
+        world.underlays[host.number] = own
+        inside(host.netns, "ip", "addr", "add", f"{own}/64", "dev", "eth0", "nodad")
+    one, other = (world.task(h, "secret", f"10.1.0.{10 + h.number}") for h in world.hosts)
+    world.apply()
+    assert ping(one, other, wait_s=10)
+    assert "mtu 1358" in inside(one.netns, "ip", "link", "show", "eth0")
+    with capture(world) as file:
+        assert ping(one, other, "-M", "do", "-s", str(1358 - 28), "-p", MARKER)
+    assert_whole(file, 1500)
+    assert_nothing_of_it(file, one, other)
+
+
+def assert_whole(file: Path, mtu: int) -> None:
+    """No packet of the underlay is in fragments, and none as large as could be is missing."""
+    from scapy.all import IP, UDP, IPv6, IPv6ExtHdrFragment, rdpcap  # noqa: PLC0415
+
+    packets = [p for p in rdpcap(str(file)) if IP in p or IPv6 in p]
+    assert not any(p[IP].frag or p[IP].flags.MF for p in packets if IP in p)
+    assert not any(IPv6ExtHdrFragment in p for p in packets)
+    assert mtu - 16 <= max(len(p) - 14 for p in packets if UDP in p) <= mtu
+
+
+def test_peers_that_moved_are_found_at_their_new_address(world: World, tasks: tuple[Task, Task]) -> None:
+    one, other = tasks
+    moved = world.hosts[1]
+    inside(moved.netns, "ip", "addr", "del", f"{moved.address}/24", "dev", "eth0")
+    inside(moved.netns, "ip", "addr", "add", "10.66.0.99/24", "dev", "eth0")
+    inside(moved.netns, "ip", "route", "replace", "default", "via", "10.66.0.1")
+    moved.address = IPv4Address("10.66.0.99")
+    world.apply()
+    assert ping(one, other, wait_s=10)

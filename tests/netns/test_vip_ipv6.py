@@ -102,6 +102,14 @@ def test_a_published_port_answers_on_localhost_and_own_address_of_every_host(lab
                 assert seen == {"web1", "web2"}, (host.number, address, question)
 
 
+def test_a_host_reaches_services_by_their_vips_as_a_task_does(lab: Lab) -> None:
+    for host in lab.hosts:
+        seen = {question(host.netns, VIP6).task for question in (ask, ask_udp) for _ in range(2)}
+        assert seen == {"web1", "web2"}, host.number
+    with pytest.raises(ConnectionRefusedError):
+        ask(lab.hosts[0].netns, address6(lab, "web1"))
+
+
 def test_a_published_port_answers_tasks_on_every_host(lab: Lab) -> None:
     for client in ("client1", "client3", "web1"):
         for host in lab.hosts:

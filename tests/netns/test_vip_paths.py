@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from mesh.vip.namespace import visit
+from mesh.vip.plan import VipPlan
 from overlay import names
 from tests.netns.vip_lab import (
     OTHER_TCP_PORT,
@@ -233,14 +234,48 @@ def test_tasks_do_not_reach_the_router_of_another_network_through_the_host(lab: 
             ask(lab.netns(client), red, 8081)
 
 
-def test_a_host_does_not_reach_tasks_but_by_published_ports(lab: Lab) -> None:
-    host, uplink = lab.hosts[0], names.uplink(lab.nets["web"].vni)
-    inside(host.netns, "ip", "route", "add", "10.1.0.0/24", "via", str(uplink.router_address))
-    try:
+def test_a_host_reaches_services_by_their_vips_as_a_task_does(lab: Lab) -> None:
+    for host in lab.hosts:
+        for question in (ask, ask_udp):
+            seen = {question(host.netns, vip(lab)) for _ in range(4)}
+            assert {one.task for one in seen} == {"web1", "web2"}, host.number
+            assert {one.client for one in seen} == {str(names.uplink(lab.nets["web"].vni).host_address)}
+        assert ask(host.netns, lab.nets["quiet"].vip).task == "quiet1"
+        assert " 0% packet loss" in inside(host.netns, "ping", "-c1", "-W1", str(vip(lab)))
+
+
+def test_a_host_reaches_tasks_by_vips_and_published_ports_only(lab: Lab) -> None:
+    for name in ("web1", "web2"):
         with pytest.raises(ConnectionRefusedError):
-            ask(host.netns, lab.address("web1"))
+            ask(lab.hosts[0].netns, lab.address(name))
+
+
+def test_a_machine_beside_a_host_does_not_reach_services_through_it(lab: Lab) -> None:
+    host = lab.hosts[0]
+    inside(lab.world.switch, "ip", "route", "add", "10.1.0.0/24", "via", str(host.address))
+    try:
+        for question in (ask, ask_udp):
+            for address in (vip(lab), lab.address("web1")):
+                with pytest.raises(ConnectionRefusedError):
+                    question(lab.outside, address)
+        assert ask(lab.outside, host.address, 8080).client == OUTSIDE
     finally:
-        inside(host.netns, "ip", "route", "del", "10.1.0.0/24")
+        inside(lab.world.switch, "ip", "route", "del", "10.1.0.0/24")
+
+
+def test_a_hosts_own_network_comes_before_ours(lab: Lab) -> None:
+    host = lab.hosts[0]
+    own = ("10.0.0.0/14", "via", "10.66.0.1")
+    assert lab.kernels[host.number].prune(VipPlan((), ())).errors == []
+    assert "proto 110" not in inside(host.netns, "ip", "route")
+    inside(host.netns, "ip", "route", "add", *own)
+    try:
+        lab.apply()
+        assert "proto 110" not in inside(host.netns, "ip", "route", "show", "10.1.0.0/24")
+    finally:
+        inside(host.netns, "ip", "route", "del", *own)
+    lab.apply()
+    assert ask(host.netns, vip(lab))
 
 
 def test_no_server_in_the_router_answers_on_a_vip_or_on_the_uplink(lab: Lab) -> None:

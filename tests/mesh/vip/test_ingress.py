@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from mesh.vip import ingress
-from mesh.vip.ingress import HOST_NUMBER, LocalRoute, ReturnRoute, ReturnRule, SkipRule
+from mesh.vip.ingress import HOST_NUMBER, HostRoute, LocalRoute, ReturnRoute, ReturnRule, SkipRule
 from mesh.vip.plan import Backend, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
 
 UPLINK = IPv4Address("169.254.0.2")
@@ -84,6 +84,11 @@ def test_an_internal_network_answers_published_connections_through_the_host() ->
 def test_without_return_paths_there_are_no_rules() -> None:
     alone = replace(ROUTER, return_paths=())
     assert ingress.routing(alone, 5, 6) == {LocalRoute(int(VIP))}
+
+
+def test_of_two_networks_with_one_subnet_the_first_is_the_hosts() -> None:
+    twin = replace(ROUTER, uplink_address=IPv4Address("169.254.0.6"))
+    assert ingress.host_routes([ROUTER, twin]) == {HostRoute(ROUTER.subnet, ROUTER.uplink_address)}
 
 
 def test_routes_come_before_the_rules_that_lead_to_them() -> None:

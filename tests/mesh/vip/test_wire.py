@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import sys
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.vip import maps, wire
-from mesh.vip.ingress import LocalRoute, ReturnRoute, ReturnRule, RouteOrRule, SkipRule
+from mesh.vip.ingress import HostRoute, LocalRoute, ReturnRoute, ReturnRule, RouteOrRule, SkipRule
 from mesh.vip.rules import HeldChain, Hook, Kind, Map, Shape
 from mesh.vip.wire import attribute
 
@@ -114,6 +114,8 @@ ROUTING: list[RouteOrRule] = [
     LocalRoute(1, 12),
     ReturnRoute(7, IPv4Address("169.254.128.7"), 12),
     ReturnRoute(7, IPv6Address("fd6d:6573:69::7"), 12),
+    HostRoute(IPv4Network("10.1.0.0/24"), IPv4Address("169.254.0.2")),
+    HostRoute(IPv6Network("fd00:1::/64"), IPv6Address("fd6d:6573:68::2")),
     ReturnRule(7),
     ReturnRule(7, 6),
     SkipRule(),
