@@ -21,6 +21,8 @@ _BLOCK = 16
 # Keys on a ring. Each is tried on each packet that no other key opens, so their number is what junk costs; rotation
 # needs two, and the answer to list-keys takes about 40.
 KEYS_MAX = 40
+# Managers tell a change to all nodes within a heartbeat or two, which are 5 s unless they were set higher.
+HANDOVER_STEP_S = 15.0
 
 
 class KeyRingError(ValueError):
@@ -96,6 +98,19 @@ class KeyRing:
                 continue
             return plain if data[0] == VERSION else _unpad(plain)
         raise DecryptError("no key opens it")
+
+
+def handover(before: Sequence[bytes], wanted: Sequence[bytes], age_s: float) -> tuple[tuple[bytes, ...], float | None]:
+    """The ring `age_s` after it was heard that `wanted` is to follow `before`, and the age at which the next step is.
+
+    All nodes hear of it within a step, each at another moment: first all learn to read with the new keys, then all
+    write with the new primary one, then the old ones are forgotten. So nothing that was written is unreadable.
+    """
+    if age_s < HANDOVER_STEP_S:
+        return tuple(dict.fromkeys((*before, *wanted))), HANDOVER_STEP_S
+    if age_s < 2 * HANDOVER_STEP_S:
+        return tuple(dict.fromkeys((*wanted, *before))), 2 * HANDOVER_STEP_S
+    return tuple(wanted), None
 
 
 def _unpad(plain: bytes) -> bytes:

@@ -147,7 +147,7 @@ class Syncer:
         self._pump(now)
 
     def reached(self, seed: Address) -> bool:
-        """Whether it has answered, be it as a member of another address (behind NAT, or one that listens on several)."""
+        """Whether it has answered, be it as a member of another address (NAT, or one that listens everywhere)."""
         return self._seeds.get(seed, -math.inf) > -math.inf or (
             seed != self._config.address and self._members.answers_at(seed)
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from control.lifecycle import TaskState as ControlState
 from gossip.agent import Agent, AgentSettings, MakeNetwork
 from gossip.delegate import Address
 from gossip.endpoints import EndpointError, Health, TaskState
+from gossip.keyring import handover
+from gossip.serf.ports import Refused
 from mesh.agent.rumours import NODE_TAG, RumourBook
 from mesh.agent.view import Assignments, LocalTask, Rumours
 
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Sockets that cannot be opened (the address is not there yet, another program has the port) are tried again.
 RETRY_S = 5.0
+EARLY_S = 0.001  # a timer of asyncio may come as much too early, or less
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,10 @@ class Gossip:
         self._tasks: Mapping[str, LocalTask] = {}
         self._news = asyncio.Event()
         self._seeds: frozenset[Address] = frozenset()
-        self._keys: tuple[bytes, ...] = ()
+        self._keys: tuple[bytes, ...] = ()  # as the managers want them
+        self._keys_before: tuple[bytes, ...] = ()
+        self._keys_changed_s = self._keys_step_s = -math.inf  # when they were heard; when the next step is due
+        self._ring: tuple[bytes, ...] = ()  # as they are on the way there
         self.agent: Agent | None = None
         self.error = ""  # why this node is not in gossip, if it should be
 
@@ -124,7 +131,8 @@ class Gossip:
             self._fail(f"cannot gossip on {self._data_address} port {settings.gossip_port}: {error.strerror or error}")
             asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
             return False
-        self.agent, self.error, self._keys, self._seeds = agent, "", _keys(settings), frozenset()
+        self.agent, self.error, self._seeds = agent, "", frozenset()
+        self._keys = self._keys_before = self._ring = _keys(settings)
         log.info("takes part in gossip", extra={"gossip_name": agent.settings.name})
         return True
 
@@ -147,9 +155,8 @@ class Gossip:
         """Bring gossip up to what the managers and the tasks say."""
         assert self.agent is not None
         agent, settings = self.agent, self._assignments.settings()
-        if settings is not None and settings.gossip_keys and _keys(settings) != self._keys:
-            self._keys = _keys(settings)
-            agent.set_keys(self._keys)
+        if settings is not None and settings.gossip_keys:
+            self._change_keys(agent, _keys(settings))
         port = settings.gossip_port if settings is not None else 0
         peers = self._assignments.of("peer", Peer)
         seeds = frozenset(Address(p.data_address, port) for p in peers if p.data_address and p.node_id != self._node_id)
@@ -160,6 +167,24 @@ class Gossip:
             agent.set_local_endpoints(dict(self._served()))
         except EndpointError as error:
             self._fail(str(error))
+
+    def _change_keys(self, agent: Agent, wanted: tuple[bytes, ...]) -> None:
+        """Follow the managers' keys in steps. What operators do by Serf's RPC stays until the managers want another."""
+        loop = asyncio.get_running_loop()
+        if wanted != self._keys:
+            self._keys_before, self._keys, self._keys_changed_s = self._ring, wanted, loop.time()
+        ring, step_s = handover(self._keys_before, wanted, loop.time() - self._keys_changed_s)
+        if step_s is not None and self._keys_changed_s + step_s > self._keys_step_s:
+            self._keys_step_s = self._keys_changed_s + step_s
+            loop.call_at(self._keys_step_s + EARLY_S, self._news.set)
+        if ring == self._ring:
+            return
+        try:
+            agent.set_keys(ring)
+        except Refused as error:
+            self._fail(f"cannot take over the gossip keys: {error}")
+            return
+        self._ring = ring
 
     def _served(self) -> list[tuple[str, TaskState]]:
         return [
