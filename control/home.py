@@ -1,6 +1,7 @@
 """Where a manager keeps its state: on its own disk, or in an etcd that somebody runs. A home makes backends.
 
-`create` begins a cluster there, all of it or nothing; `backend` is for every later start. No tasks.
+`create` begins a cluster there, all of it or nothing; `enrol` gives a manager that joins its place, and `seat` is for
+every start. No tasks.
 """
 
 from __future__ import annotations
@@ -8,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
+
 from control.etcd.backend import cluster_of, from_url
 from control.etcd.url import BadStoreUrl, parse_url
+from control.quorum.backend import Network, RaftBackend
+from control.quorum.seat import Seat, enrol, found
+from control.roll import Electorate
 from control.store.backend import Backend
 from control.store.errors import StoreError
-from control.store.logfile import LogFile
 
 HomeKind = Literal["disk", "etcd"]
 # A URL of a store is a line; a file that is larger is some other file.
@@ -40,20 +47,37 @@ class Home(Protocol):
     async def create(self, cluster_id: str, node_id: str, fill: Fill) -> None:
         """Begin a cluster: `fill` opens the backend, writes what belongs there, and closes it. Raises HomeError."""
 
-    def backend(self, cluster_id: str, node_id: str) -> Backend:
-        """That of a cluster that was begun, for one `Store`. Raises HomeError."""
+    async def enrol(self, cluster_id: str, seat: bytes) -> None:
+        """Take the place that the leader gave (EnlistReply.seat). Raises HomeError."""
+
+    def seat(self, cluster_id: str, node_id: str, host: str) -> Seating:
+        """For one start of the manager; other managers reach this one at `host`. Raises HomeError."""
+
+    def quorum_address(self, host: str) -> str:
+        """host:port where the managers agree; "" where something else does that for them."""
 
     def remove(self) -> None:
         """Forget what this machine has of it. Blocks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seating:
+    """What a manager is opened with. `electorate` is the backend itself if its managers vote."""
+
+    node_id: str
+    kind: HomeKind
+    backend: Backend
+    electorate: Electorate | None = None
+    newcomer: bool = False  # it may have to get its state from the others first
+
+
 class DiskHome:
-    """A directory of this machine."""
+    """A directory of this machine: the managers agree among themselves, at `listen`, host:port (port 0: any)."""
 
     kind: HomeKind = "disk"
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, listen: str) -> None:
+        self._directory, self._listen = directory, listen
 
     def occupied(self) -> str:
         """See Home."""
@@ -66,15 +90,43 @@ class DiskHome:
         unfinished = self._directory.with_name(self._directory.name + ".new")
         try:
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-            await fill(LogFile(unfinished, cluster_id, node_id))
+            await found(unfinished, cluster_id, node_id)
+            await fill(RaftBackend(unfinished, cluster_id, node_id))
             await asyncio.to_thread(_publish, unfinished, self._directory)
         except (OSError, StoreError) as error:
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
             raise HomeError(f"cannot make the state of the cluster in {self._directory}: {error}") from error
 
-    def backend(self, cluster_id: str, node_id: str) -> Backend:
+    async def enrol(self, cluster_id: str, seat: bytes) -> None:
+        """See Home: what an earlier life of this manager has left there goes."""
+        unfinished = self._directory.with_name(self._directory.name + ".new")
+        try:
+            place = msgspec.msgpack.decode(seat, type=Seat)
+            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
+            await enrol(unfinished, cluster_id, place)
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+            await asyncio.to_thread(_publish, unfinished, self._directory)
+        except msgspec.MsgspecError as error:
+            raise HomeError(f"the leader gave this manager a place that it cannot read: {error}") from error
+        except (OSError, StoreError) as error:
+            raise HomeError(f"cannot make the state of this manager in {self._directory}: {error}") from error
+
+    def seat(self, cluster_id: str, node_id: str, host: str) -> Seating:
         """See Home."""
-        return LogFile(self._directory, cluster_id, node_id)
+        address, _, port = self._listen.rpartition(":")
+        try:
+            sock = socket.create_server(
+                (address.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+            )
+        except OSError as error:
+            raise HomeError(f"cannot listen on {self._listen} for other managers: {error.strerror}") from error
+        advertise = _join(host, sock.getsockname()[1])
+        backend = RaftBackend(self._directory, cluster_id, node_id, network=Network(sock, advertise))
+        return Seating(node_id, self.kind, backend, backend, newcomer=True)
+
+    def quorum_address(self, host: str) -> str:
+        """See Home."""
+        return _join(host, int(self._listen.rpartition(":")[2]))
 
     def remove(self) -> None:
         """See Home."""
@@ -107,26 +159,43 @@ class EtcdHome:
                     f'the store under "{self._options.prefix}" in etcd holds the cluster {found} already: '
                     'enter that with "mesh join", or use another prefix'
                 )
-            await fill(self.backend(cluster_id, node_id))
+            await fill(self._backend(cluster_id, node_id))
         except StoreError as error:
             raise HomeError(f"cannot make the state of the cluster: {error}") from error
 
-    def backend(self, cluster_id: str, node_id: str) -> Backend:
+    async def enrol(self, cluster_id: str, seat: bytes) -> None:
+        """See Home: only that this is the store of that cluster."""
+        try:
+            found = await cluster_of(self._options)
+        except StoreError as error:
+            raise HomeError(str(error)) from error
+        if found != cluster_id:
+            what = f"the cluster {found}" if found else "no cluster"
+            raise HomeError(f'the store under "{self._options.prefix}" in etcd holds {what}, not {cluster_id}')
+
+    def seat(self, cluster_id: str, node_id: str, host: str) -> Seating:
         """See Home."""
+        return Seating(node_id, self.kind, self._backend(cluster_id, node_id))
+
+    def _backend(self, cluster_id: str, node_id: str) -> Backend:
         return from_url(self._url, cluster_id=cluster_id, node_id=node_id)
+
+    def quorum_address(self, host: str) -> str:
+        """See Home."""
+        return ""
 
     def remove(self) -> None:
         """See Home: what is in etcd belongs to all managers."""
 
 
-def home_of(store: str, directory: Path) -> Home:
+def home_of(store: str, directory: Path, listen: str) -> Home:
     """The home that a configuration names: "" the directory, a URL of etcd, or file:/PATH of a file with one.
 
     Raises HomeError.
     """
     if store.startswith("file:"):
         store = _read_url(Path(store.removeprefix("file:")))
-    return EtcdHome(store) if store else DiskHome(directory)
+    return EtcdHome(store) if store else DiskHome(directory, listen)
 
 
 def _read_url(path: Path) -> str:
@@ -151,3 +220,7 @@ def _publish(unfinished: Path, directory: Path) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

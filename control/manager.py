@@ -20,21 +20,27 @@ from functools import partial
 import grpc
 
 from control import allocator, orchestrator, scheduler
-from control.home import Home, HomeError
+from control.home import Home, HomeError, Seating
 from control.ids import IdSource
 from control.leader import Core, Leader
 from control.lifecycle import Writer
 from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus
+from control.roll import Roll
+from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     add_ControlServicer_to_server,
     add_DispatcherServicer_to_server,
     add_MembershipServicer_to_server,
+    add_QuorumServicer_to_server,
 )
 from control.server.api import ControlService
 from control.server.dispatcher import DispatcherService
 from control.server.edge import Edge, ListenError
+from control.server.forward import ForwardingControl, ForwardingMembership, Leaders
+from control.server.managers import check_farewell
 from control.server.membership import MembershipService
 from control.server.nodes import availability_of
+from control.server.quorum import QuorumService, nobody_leads, survey
 from control.server.refusal import Refusal
 from control.spec import cluster_mistakes, is_hostname
 from control.store.backend import Backend
@@ -71,44 +77,51 @@ class Bootstrapped:
 class Manager:
     """See the module. Made by `open`."""
 
-    def __init__(self, store: Store, server: grpc.aio.Server, wall_ms: Callable[[], int]) -> None:
+    def __init__(self, store: Store, seat: Seating, edge: Edge, wall_ms: Callable[[], int]) -> None:
         self.store = store
         decisions = asyncio.Lock()
         new_id = IdSource(random.SystemRandom())
-        self.control = ControlService(store, decisions, new_id, _random_bytes, wall_ms)
-        self.membership = MembershipService(store, decisions, new_id)
-        self.dispatcher = DispatcherService(store, wall_ms, random.Random())
+        self.roll = Roll(store, seat.electorate, seat.node_id)
+        self.quorum = QuorumService(store, seat.node_id, self.roll.recoveries)
+        self._edge = edge
+        self._leaders = Leaders(store, edge, self._nobody)
+        control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go)
+        membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit)
+        self.control = ForwardingControl(control, self._leaders, store)
+        self.membership = ForwardingMembership(membership, self._leaders, store)
+        self.dispatcher = DispatcherService(store, wall_ms, random.Random(), self._leaders.address)
         self.leader = Leader(store, decisions, _cores(new_id), wall_ms)
         self.port = 0  # where the server listens
-        self._server = server
+        self._server = edge.server()
 
     @classmethod
     async def open(
         cls,
-        backend: Backend,
+        seat: Seating,
         *,
         listen: str,
         wall_ms: Callable[[], int],
         edge: Edge = Edge(),  # noqa: B008 - it has no state
     ) -> Manager:
-        """Open the state that `backend` keeps and bind `listen` (host:port, or unix:path; port 0 for any).
+        """Open the state that the seat's backend keeps and bind `listen` (host:port, or unix:path; port 0 for any).
 
         Raises ManagerError.
         """
-        store = Store(backend, wall_ms)
+        store = Store(seat.backend, wall_ms)
         try:
             await store.open()
         except StoreError as error:
             await store.close()
             raise ManagerError(str(error)) from error
-        if not store.view().all(Cluster):
+        if not store.view().all(Cluster) and not seat.newcomer:
             await store.close()
             raise ManagerError("the state of this manager holds no cluster: it was not made by mesh init, or only half")
-        server = edge.server()
-        manager = cls(store, server, wall_ms)
+        manager = cls(store, seat, edge, wall_ms)
+        server = manager._server
         manager.add_services(server)
         add_MembershipServicer_to_server(manager.membership, server)
         add_DispatcherServicer_to_server(manager.dispatcher, server)
+        add_QuorumServicer_to_server(manager.quorum, server)
         try:
             manager.port = edge.listen(server, listen)
         except ListenError as error:
@@ -184,7 +197,20 @@ class Manager:
     async def close(self) -> None:
         """Let go of the port and of the files. Idempotent."""
         await self._server.stop(0)
+        await self._leaders.close()
         await self.store.close()
+
+    async def survey(self) -> pb.QuorumReply:
+        """How all managers are; see `control.server.quorum`."""
+        own = self.quorum.look()
+        return await survey(self._edge, own, {m.node_id: m.address for m in own.members})
+
+    async def _nobody(self) -> str:
+        return nobody_leads(await self.survey())
+
+    def _may_go(self, node: Node) -> None:
+        if self.roll.votes:
+            check_farewell(node, self.store.members(), self.roll.answering())
 
     async def _store_end(self) -> None:
         await self.store.closed()
@@ -198,6 +224,7 @@ class Manager:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.leader.run(term))
                 group.create_task(self.dispatcher.run(term))
+                group.create_task(self.roll.run(term))
                 group.create_task(self._until_deposed(term))
         except* NotLeader:
             log.info("not leading the cluster any more", extra={"term": term})

@@ -172,6 +172,9 @@ class Config:
     socket: str = field(default="/run/meshd/meshd.sock", metadata=_key(_path, "where `mesh` speaks to the daemon"))
     netns_dir: str = field(default="/run/netns", metadata=_key(_path, "where network namespaces get their names"))
     listen: str = field(default="0.0.0.0:7377", metadata=_key(_listen, "ADDRESS:PORT of a manager's API"))
+    quorum_listen: str = field(
+        default="0.0.0.0:7378", metadata=_key(_listen, "ADDRESS:PORT where managers agree among themselves")
+    )
     advertise_address: str = field(
         default="", metadata=_key(_advertised, "address or device to be reached at; empty: the only one")
     )

@@ -120,6 +120,7 @@ class Sessions:
         self._seen = now
         self._next_due = now
         self._counters: Counter[str] = Counter()
+        self._managers = managers(snapshot)
         self._follow_nodes(now)
         for node in self._nodes.values():
             if node.state == "ready":
@@ -222,7 +223,7 @@ class Sessions:
         self._next_due = min(self._next_due, node.due)
         match kind:
             case "heartbeat":
-                self._send(stream, pb.ManagerMessage(heartbeat=pb.HeartbeatReply(period_s=node.period_s)))
+                self._answer(node, stream)
             case "statuses":
                 self._report(stream, node, message.statuses)
             case "applied":
@@ -264,9 +265,9 @@ class Sessions:
         if node.stream is not None:
             self._close(node.stream, "UNAVAILABLE", "another session of this node has begun", "replaced")
         news = NodeUpdate("ready", "", description, stream.address or None, data_address or None)
-        self._begin(node, stream, news, now)
+        self._begin(node, known, stream, news, now)
 
-    def _begin(self, node: _Node, stream: _Stream, news: NodeUpdate, now: float) -> None:
+    def _begin(self, node: _Node, known: Node, stream: _Stream, news: NodeUpdate, now: float) -> None:
         """The session of a node that has proved who it is."""
         del self._unnamed[stream.id]
         stream.node, node.stream = node, stream
@@ -280,12 +281,30 @@ class Sessions:
         welcome = pb.Welcome(
             session_id=f"{self._random.getrandbits(64):016x}",
             heartbeat_period_s=node.period_s,
-            managers=managers(self._snapshot),
+            managers=self._managers,
+            role=known.spec.role,
         )
         self._send(stream, pb.ManagerMessage(welcome=welcome))
         self._send(stream, pb.ManagerMessage(assignments=node.feed.complete(self._tables, self._encoder)))
         draining = [t.id for t in self._snapshot.tasks_on_node(node.id) if is_draining(t)]
         self._tell_withdrawn(node, [t for t in draining if not self._withdrawals.pending(t)])
+
+    def _answer(self, node: _Node, stream: _Stream, *, managers: Iterable[str] = ()) -> None:
+        """To a heartbeat, or because something has changed that the node must know."""
+        known = self._snapshot.get(Node, node.id)
+        role = known.spec.role if known is not None else ""
+        reply = pb.HeartbeatReply(period_s=node.period_s, role=role, managers=managers)
+        self._send(stream, pb.ManagerMessage(heartbeat=reply))
+
+    def _tell_managers(self) -> None:
+        """Every node, if they have changed: it needs them when this one is gone."""
+        found = managers(self._snapshot)
+        if found == self._managers:
+            return
+        self._managers = found
+        for node in self._nodes.values():
+            if node.stream is not None:
+                self._answer(node, node.stream, managers=found)
 
     def _send(self, stream: _Stream, message: pb.ManagerMessage) -> None:
         if stream.id not in self._streams:
@@ -372,10 +391,19 @@ class Sessions:
                         self._add_node(node, now)
                 case Node() as node, None:
                     self._remove_node(node.id)
+                case Node(spec=before), Node(spec=after) as node if before.role != after.role:
+                    self._tell_role(node.id)
                 case _, Task() as task:
                     self._orphan_strays((task,))
                 case _:
                     pass
+        if any(isinstance(change.object, Node) for change in event.events):
+            self._tell_managers()
+
+    def _tell_role(self, node_id: str) -> None:
+        node = self._nodes.get(node_id)
+        if node is not None and node.stream is not None:
+            self._answer(node, node.stream)
 
     def _resync(self, snapshot: Snapshot, now: float) -> None:
         self._snapshot = snapshot
@@ -387,6 +415,9 @@ class Sessions:
             self._remove_node(node_id)
         self._follow_nodes(now)
         self._orphan_strays(snapshot.all(Task))
+        self._tell_managers()
+        for node_id in self._nodes:
+            self._tell_role(node_id)
 
     def _flush(self) -> None:
         """Tell every session what has changed."""

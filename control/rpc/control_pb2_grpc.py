@@ -95,6 +95,11 @@ class ControlStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.RotateTokenRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.RotateTokenReply.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/mesh.control.v1.Control/Backup',
+                request_serializer=control_dot_rpc_dot_control__pb2.BackupRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.BackupPiece.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -180,6 +185,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -237,6 +249,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RotateToken,
                     request_deserializer=control_dot_rpc_dot_control__pb2.RotateTokenRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.RotateTokenReply.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.BackupRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.BackupPiece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -552,6 +569,33 @@ class Control:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.control.v1.Control/Backup',
+            control_dot_rpc_dot_control__pb2.BackupRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.BackupPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class MembershipStub:
     """--- joining ---------------------------------------------------------------------------------------------------
@@ -570,6 +614,11 @@ class MembershipStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.JoinRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.JoinReply.FromString,
                 _registered_method=True)
+        self.Enlist = channel.unary_unary(
+                '/mesh.control.v1.Membership/Enlist',
+                request_serializer=control_dot_rpc_dot_control__pb2.EnlistRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.EnlistReply.FromString,
+                _registered_method=True)
 
 
 class MembershipServicer:
@@ -584,6 +633,14 @@ class MembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Enlist(self, request, context):
+        """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
+        says it again whenever it starts, since its addresses may have changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -591,6 +648,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=control_dot_rpc_dot_control__pb2.JoinRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.JoinReply.SerializeToString,
+            ),
+            'Enlist': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enlist,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.EnlistRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.EnlistReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -623,6 +685,111 @@ class Membership:
             '/mesh.control.v1.Membership/Join',
             control_dot_rpc_dot_control__pb2.JoinRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enlist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Membership/Enlist',
+            control_dot_rpc_dot_control__pb2.EnlistRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.EnlistReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class QuorumStub:
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Look = channel.unary_unary(
+                '/mesh.control.v1.Quorum/Look',
+                request_serializer=control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.LookReply.FromString,
+                _registered_method=True)
+
+
+class QuorumServicer:
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    def Look(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_QuorumServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Look': grpc.unary_unary_rpc_method_handler(
+                    servicer.Look,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.LookRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.LookReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'mesh.control.v1.Quorum', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('mesh.control.v1.Quorum', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Quorum:
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    @staticmethod
+    def Look(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Quorum/Look',
+            control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.LookReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -767,6 +934,16 @@ class LocalStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.TraceRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.TraceReply.FromString,
                 _registered_method=True)
+        self.Attach = channel.unary_unary(
+                '/mesh.control.v1.Local/Attach',
+                request_serializer=control_dot_rpc_dot_control__pb2.AttachRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.AttachReply.FromString,
+                _registered_method=True)
+        self.QuorumStatus = channel.unary_unary(
+                '/mesh.control.v1.Local/QuorumStatus',
+                request_serializer=control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.QuorumReply.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -826,6 +1003,20 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attach(self, request, context):
+        """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuorumStatus(self, request, context):
+        """Asks every manager that is known here, and tells what they say: also when there is no leader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -868,6 +1059,16 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.Trace,
                     request_deserializer=control_dot_rpc_dot_control__pb2.TraceRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.TraceReply.SerializeToString,
+            ),
+            'Attach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.AttachRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.AttachReply.SerializeToString,
+            ),
+            'QuorumStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuorumStatus,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.LookRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.QuorumReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1089,6 +1290,60 @@ class Local:
             '/mesh.control.v1.Local/Trace',
             control_dot_rpc_dot_control__pb2.TraceRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.TraceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Local/Attach',
+            control_dot_rpc_dot_control__pb2.AttachRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.AttachReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuorumStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Local/QuorumStatus',
+            control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.QuorumReply.FromString,
             options,
             channel_credentials,
             insecure,

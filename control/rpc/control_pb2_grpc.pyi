@@ -63,6 +63,8 @@ class ControlStub:
     Remove: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveRequest, _control_pb2.RemoveReply]
     """network, service, node"""
     RotateToken: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]
+    Backup: _grpc.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]
+    """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -94,6 +96,8 @@ class ControlAsyncStub(ControlStub):
     Remove: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveRequest, _control_pb2.RemoveReply]  # type: ignore[assignment]
     """network, service, node"""
     RotateToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]  # type: ignore[assignment]
+    Backup: _aio.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]  # type: ignore[assignment]
+    """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     """--- the API of the managers -----------------------------------------------------------------------------------
@@ -189,6 +193,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RotateTokenReply, _abc.Awaitable[_control_pb2.RotateTokenReply]]: ...
 
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _control_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.BackupPiece], _abc.AsyncIterator[_control_pb2.BackupPiece]]:
+        """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
+
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MembershipStub:
@@ -202,6 +214,10 @@ class MembershipStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MembershipAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]
+    Enlist: _grpc.UnaryUnaryMultiCallable[_control_pb2.EnlistRequest, _control_pb2.EnlistReply]
+    """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
+    says it again whenever it starts, since its addresses may have changed.
+    """
 
 @_typing.type_check_only
 class MembershipAsyncStub(MembershipStub):
@@ -212,6 +228,10 @@ class MembershipAsyncStub(MembershipStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]  # type: ignore[assignment]
+    Enlist: _aio.UnaryUnaryMultiCallable[_control_pb2.EnlistRequest, _control_pb2.EnlistReply]  # type: ignore[assignment]
+    """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
+    says it again whenever it starts, since its addresses may have changed.
+    """
 
 class MembershipServicer(metaclass=_abc_1.ABCMeta):
     """--- joining ---------------------------------------------------------------------------------------------------
@@ -226,7 +246,51 @@ class MembershipServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.JoinReply, _abc.Awaitable[_control_pb2.JoinReply]]: ...
 
+    @_abc_1.abstractmethod
+    def Enlist(
+        self,
+        request: _control_pb2.EnlistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.EnlistReply, _abc.Awaitable[_control_pb2.EnlistReply]]:
+        """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
+        says it again whenever it starts, since its addresses may have changed.
+        """
+
 def add_MembershipServicer_to_server(servicer: MembershipServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class QuorumStub:
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> QuorumAsyncStub: ...
+    Look: _grpc.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.LookReply]
+
+@_typing.type_check_only
+class QuorumAsyncStub(QuorumStub):
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Look: _aio.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.LookReply]  # type: ignore[assignment]
+
+class QuorumServicer(metaclass=_abc_1.ABCMeta):
+    """What a manager knows of the managers, without asking another: it answers without a leader. Served by managers over
+    TCP to members.
+    """
+
+    @_abc_1.abstractmethod
+    def Look(
+        self,
+        request: _control_pb2.LookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.LookReply, _abc.Awaitable[_control_pb2.LookReply]]: ...
+
+def add_QuorumServicer_to_server(servicer: QuorumServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class DispatcherStub:
     """--- the dispatcher --------------------------------------------------------------------------------------------
@@ -286,6 +350,10 @@ class LocalStub:
     """Every name this node serves, in pieces."""
     Trace: _grpc.UnaryUnaryMultiCallable[_control_pb2.TraceRequest, _control_pb2.TraceReply]
     """The way of a connection from a task of this node to a name or address, and where it would be lost."""
+    Attach: _grpc.UnaryUnaryMultiCallable[_control_pb2.AttachRequest, _control_pb2.AttachReply]
+    """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more."""
+    QuorumStatus: _grpc.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.QuorumReply]
+    """Asks every manager that is known here, and tells what they say: also when there is no leader."""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -306,6 +374,10 @@ class LocalAsyncStub(LocalStub):
     """Every name this node serves, in pieces."""
     Trace: _aio.UnaryUnaryMultiCallable[_control_pb2.TraceRequest, _control_pb2.TraceReply]  # type: ignore[assignment]
     """The way of a connection from a task of this node to a name or address, and where it would be lost."""
+    Attach: _aio.UnaryUnaryMultiCallable[_control_pb2.AttachRequest, _control_pb2.AttachReply]  # type: ignore[assignment]
+    """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more."""
+    QuorumStatus: _aio.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.QuorumReply]  # type: ignore[assignment]
+    """Asks every manager that is known here, and tells what they say: also when there is no leader."""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     """--- the local socket ------------------------------------------------------------------------------------------
@@ -371,5 +443,21 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.TraceReply, _abc.Awaitable[_control_pb2.TraceReply]]:
         """The way of a connection from a task of this node to a name or address, and where it would be lost."""
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request: _control_pb2.AttachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AttachReply, _abc.Awaitable[_control_pb2.AttachReply]]:
+        """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more."""
+
+    @_abc_1.abstractmethod
+    def QuorumStatus(
+        self,
+        request: _control_pb2.LookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.QuorumReply, _abc.Awaitable[_control_pb2.QuorumReply]]:
+        """Asks every manager that is known here, and tells what they say: also when there is no leader."""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,8 +7,10 @@ Served over TCP and, by the same object, on the daemon's local socket. No tasks 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -29,12 +31,14 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer
 from control.server import networks, nodes, services
 from control.server.filters import predicate
+from control.server.hop import LEADER
 from control.server.objects import spec_from_wire, to_wire
 from control.server.references import find, public_kind
 from control.server.refusal import Refusal, of_store
 from control.server.transact import Decisions, transact
 from control.server.watching import Told, Watching, message
-from control.store.errors import StoreError
+from control.store.backup import write_backup
+from control.store.errors import NotLeader, StoreError
 from control.store.store import Commit, Resync, Store
 from control.store.tables import Snapshot
 from control.store.txn import Change, name_of
@@ -49,6 +53,8 @@ CALL_TIMEOUT_S = 20.0
 WATCHES_MAX = 256
 # Objects encoded in one turn of the loop: 5 ms, so that a long list does not make the manager look dead.
 SLICE = 1000
+# Far below gRPC's 4 MiB.
+BACKUP_PIECE_BYTES = 1 << 20
 # A list longer than this is refused: it would have to be held in memory several times over. 50,000 tasks.
 LIST_MAX_BYTES = 32 << 20
 
@@ -63,8 +69,10 @@ class ControlService(ControlServicer):
         new_id: Callable[[], str],
         random_bytes: Callable[[], bytes],
         wall_ms: Callable[[], int],
+        may_go: Callable[[Node], None] = lambda _: None,
     ) -> None:
-        self._store, self._decisions = store, decisions
+        """`may_go` raises Refusal if a manager must stay one."""
+        self._store, self._decisions, self._may_go = store, decisions, may_go
         self._new_id, self._random_bytes, self._wall_ms = new_id, random_bytes, wall_ms
         self._watches = 0
 
@@ -163,10 +171,14 @@ class ControlService(ControlServicer):
     async def UpdateNode(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
         async with answering(context):
             spec = spec_from_wire(request.spec, NodeSpec)
-            return await self._update(
-                lambda view: _seen(find(view, Node, request.reference), request.version),
-                lambda view, node: nodes.update_node(view, node, spec),
-            )
+
+            def decide(view: Snapshot, node: Node) -> list[Change]:
+                changes = nodes.update_node(view, node, spec)
+                if node.spec.role == "manager" and spec.role != "manager":
+                    self._may_go(node)
+                return changes
+
+            return await self._update(lambda view: _seen(find(view, Node, request.reference), request.version), decide)
 
     async def UpdateCluster(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
         async with answering(context):
@@ -197,13 +209,19 @@ class ControlService(ControlServicer):
                 case Network(id=id_):
                     await self._change(lambda view: networks.remove_network(view, find(view, Network, id_)))
                 case Node(id=id_):
-                    force = request.force
-                    await self._change(lambda view: nodes.remove_node(view, find(view, Node, id_), force=force))
+                    await self._change(lambda view: self._remove_node(view, id_, force=request.force))
                 case Service(id=id_):
                     await self._remove_service(id_)
                 case _:
                     raise Refusal("INVALID_ARGUMENT", f"a {request.kind} cannot be removed")
             return pb.RemoveReply(id=obj.id)
+
+    def _remove_node(self, view: Snapshot, node_id: str, *, force: bool) -> list[Change]:
+        node = find(view, Node, node_id)
+        changes = nodes.remove_node(view, node, force=force)
+        if node.spec.role == "manager":
+            self._may_go(node)
+        return changes
 
     async def _remove_service(self, service_id: str) -> None:
         """In steps, under one lock: nobody may replace the tasks between them."""
@@ -217,6 +235,18 @@ class ControlService(ControlServicer):
         async with self._decisions:
             while not last:
                 await transact(self._store, decide, Writer.ORCHESTRATOR)
+
+    # --- backups ----------------------------------------------------------------------------------------------------
+
+    async def Backup(self, request: pb.BackupRequest, context: Context) -> AsyncIterator[pb.BackupPiece]:
+        async with answering(context, timeout_s=None):
+            view, term = self._store.view(), self._store.status().term
+            with tempfile.TemporaryDirectory(prefix="meshd-backup-") as directory:
+                path = Path(directory) / "backup"
+                await asyncio.to_thread(write_backup, path, view.cluster().id, term, view)
+                with path.open("rb") as file:
+                    while data := await asyncio.to_thread(file.read, BACKUP_PIECE_BYTES):
+                        yield pb.BackupPiece(data=data)
 
     # --- in common --------------------------------------------------------------------------------------------------
 
@@ -247,6 +277,8 @@ async def answering(context: Context, timeout_s: float | None = CALL_TIMEOUT_S) 
             yield
     except Refusal as refusal:
         await _abort(context, refusal)
+    except NotLeader as error:  # nothing was done: who has handed the call on may try again
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), trailing_metadata=((LEADER, ""),))
     except StoreError as error:
         await _abort(context, of_store(error))
     except TimeoutError:

@@ -8,6 +8,7 @@ that its gRPC handler owns; gRPC cancels the handler when the node is gone.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from control.dispatcher.attaching import attachment_changes
 from control.dispatcher.events import (
     Close,
     Closed,
@@ -36,7 +38,7 @@ from control.dispatcher.writes import Write, node_changes, report_changes
 from control.lifecycle import Writer
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import DispatcherServicer
-from control.server.membership import peer_address
+from control.server.hop import LEADER, peer_address
 from control.server.transact import insist
 from control.store.errors import StoreClosed
 from control.store.store import Commit, Resync, Store
@@ -55,9 +57,10 @@ ABORT_TIMEOUT_S = 1.0
 class _StreamEnd(Exception):
     """A stream is over. Without a code: the node hung up."""
 
-    def __init__(self, code: str = "", sentence: str = "") -> None:
+    def __init__(self, code: str = "", sentence: str = "", leader: str | None = None) -> None:
+        """`leader`: where the node should go instead, "" if that is not known."""
         super().__init__(sentence)
-        self.code, self.sentence = code, sentence
+        self.code, self.sentence, self.leader = code, sentence, leader
 
 
 class _Outbox:
@@ -88,8 +91,15 @@ class _Outbox:
 class DispatcherService(DispatcherServicer):
     """See the module."""
 
-    def __init__(self, store: Store, wall_ms: Callable[[], int], random_source: random.Random) -> None:
-        self._store, self._wall_ms, self._random = store, wall_ms, random_source
+    def __init__(
+        self,
+        store: Store,
+        wall_ms: Callable[[], int],
+        random_source: random.Random,
+        leader: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`leader`: where another manager that leads is, "" if none is known."""
+        self._store, self._wall_ms, self._random, self._leader = store, wall_ms, random_source, leader
         self._core: Sessions | None = None  # while this manager leads
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, _Outbox] = {}
@@ -117,7 +127,7 @@ class DispatcherService(DispatcherServicer):
         finally:
             self._core = None
             for outbox in self._outboxes.values():
-                outbox.close(_StreamEnd("UNAVAILABLE", "this manager does not lead the cluster any more"))
+                outbox.close(self._elsewhere("this manager does not lead the cluster any more"))
 
     def status(self) -> Status | None:
         """What is going on; None while this manager does not lead."""
@@ -138,7 +148,7 @@ class DispatcherService(DispatcherServicer):
         stream, outbox = next(self._numbers), _Outbox()
         self._outboxes[stream] = outbox
         if self._core is None:
-            outbox.close(_StreamEnd("UNAVAILABLE", "this manager does not lead the cluster"))
+            outbox.close(self._elsewhere("this manager does not lead the cluster"))
         ends: list[_StreamEnd] = []
         self._feed(Opened(stream, peer_address(context)))
         try:
@@ -155,10 +165,15 @@ class DispatcherService(DispatcherServicer):
             if end.code:
                 await self._abort(context, end)
 
+    def _elsewhere(self, sentence: str) -> _StreamEnd:
+        address = self._leader()
+        return _StreamEnd("UNAVAILABLE", sentence + f": {address} does" * bool(address), address)
+
     async def _abort(self, context: Context, end: _StreamEnd) -> None:
+        trailing = ((LEADER, end.leader),) if end.leader is not None else ()
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
-                await context.abort(grpc.StatusCode[end.code], end.sentence)
+                await context.abort(grpc.StatusCode[end.code], end.sentence, trailing_metadata=trailing)
         except TimeoutError:  # gRPC keeps the stream, with one message, until the node's connection ends
             log.warning("a node does not read its stream", extra={"peer": context.peer(), "reason": end.sentence})
 
@@ -224,6 +239,9 @@ class DispatcherService(DispatcherServicer):
 
             await insist(self._store, reports, Writer.AGENT, term)
             await insist(self._store, updates, Writer.DISPATCHER, term)
+            for node_id, report in write.attached.items():
+                told = functools.partial(attachment_changes, node_id, report)
+                await insist(self._store, told, Writer.DISPATCHER, term)
             self._feed(Written(write.number))
 
 

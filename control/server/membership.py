@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, Protocol
 
 import grpc
+import msgspec
 
 from control.dispatcher.sessions import managers
 from control.lifecycle import Writer
+from control.quorum.seat import Seat
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import MembershipServicer
 from control.server import nodes
 from control.server.api import answering
+from control.server.hop import peer_address
+from control.server.managers import Enlistment, enlist
 from control.server.transact import Decisions, transact
 from control.store.store import Store
 from control.store.tables import Snapshot
 from control.store.txn import Change
+
+
+class Admit(Protocol):
+    """See `control.roll.Roll.admit`."""
+
+    async def __call__(self, node_id: str, address: str, *, enrolled: bool) -> Seat | None: ...
+
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,8 +35,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class MembershipService(MembershipServicer):
     """See the module. `new_id` makes ids and secrets."""
 
-    def __init__(self, store: Store, decisions: Decisions, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, decisions: Decisions, new_id: Callable[[], str], store_kind: str, admit: Admit
+    ) -> None:
+        """`store_kind`: where managers of this cluster keep its state ("disk", "etcd"); `admit` as `Roll.admit`."""
         self._store, self._decisions, self._new_id = store, decisions, new_id
+        self._store_kind, self._admit = store_kind, admit
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         async with answering(context):
@@ -55,11 +69,21 @@ class MembershipService(MembershipServicer):
                 secret=joined[0].secret,
                 cluster_id=view.cluster().id,
                 managers=managers(view),
+                role=joined[0].node.spec.role,
             )
 
-
-def peer_address(context: Context) -> str:
-    """The caller's address, without port; "" on a unix socket. gRPC's form is `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
-    family, _, rest = unquote(context.peer()).partition(":")
-    host = rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else ""
-    return host.removeprefix("::ffff:")
+    async def Enlist(self, request: pb.EnlistRequest, context: Context) -> pb.EnlistReply:
+        async with answering(context):
+            said = Enlistment(
+                node_id=request.node_id,
+                secret=request.secret,
+                address=request.address,
+                quorum_address=request.quorum_address,
+                store=request.store,
+            )
+            async with self._decisions:
+                await transact(self._store, lambda view: enlist(view, said, self._store_kind), Writer.ORCHESTRATOR)
+            seat = await self._admit(said.node_id, said.quorum_address, enrolled=request.enrolled)
+            return pb.EnlistReply(
+                cluster_id=self._store.view().cluster().id, seat=msgspec.msgpack.encode(seat) if seat else b""
+            )

@@ -16,8 +16,6 @@ from control.store.txn import Change, Delete, Put
 from control.token import TokenError, digest_of, make_token, parse_token, same, secret_digest
 
 NODE_NUMBER_MAX = 32766  # what the data plane's addresses have room for (overlay.names)
-# Until managers agree among themselves (Raft), a second one would be a manager in name only.
-_ONE_MANAGER = "this version has one manager only"
 _REMEDY = 'print one of this cluster with "mesh join-token worker" on a manager'
 _AVAILABILITIES: dict[str, Availability] = {"": "active", "active": "active", "pause": "pause", "drain": "drain"}
 
@@ -95,8 +93,6 @@ def _role(cluster: Cluster, text: str) -> Role:
     matching = [role for role, expected in roles if same(str(token), expected)]
     if not matching:
         raise Refusal("UNAUTHENTICATED", f"the join token is not valid, or not any more: {_REMEDY}")
-    if matching[0] == "manager":
-        raise Refusal("FAILED_PRECONDITION", f"{_ONE_MANAGER}: join with the worker's token")
     return matching[0]
 
 
@@ -163,9 +159,9 @@ def update_node(snapshot: Snapshot, node: Node, spec: NodeSpec) -> list[Change]:
     mistaken(node_mistakes(spec, name))
     if node.spec.role == "manager" and spec.role != "manager" and is_last_manager(snapshot, node):
         raise Refusal("FAILED_PRECONDITION", f'node "{name}" is the only manager: it cannot be demoted')
-    if node.spec.role != "manager" and spec.role == "manager":
-        raise Refusal("FAILED_PRECONDITION", f'node "{name}" cannot become a manager: {_ONE_MANAGER}')
-    return [Put(msgspec.structs.replace(node, spec=spec))] if spec != node.spec else []
+    address = node.control_address if spec.role == "manager" else ""
+    updated = msgspec.structs.replace(node, spec=spec, control_address=address)
+    return [Put(updated)] if updated != node else []
 
 
 def remove_node(snapshot: Snapshot, node: Node, *, force: bool) -> list[Change]:
@@ -173,6 +169,11 @@ def remove_node(snapshot: Snapshot, node: Node, *, force: bool) -> list[Change]:
     name = node.description.hostname or node.id
     if node.spec.role == "manager" and is_last_manager(snapshot, node):
         raise Refusal("FAILED_PRECONDITION", f'node "{name}" is the only manager and cannot be removed')
+    if node.spec.role == "manager" and not force:
+        raise Refusal(
+            "FAILED_PRECONDITION",
+            f'node "{name}" is a manager: "mesh node demote {name}" first, or remove it with --force',
+        )
     if node.status.state != "down" and not force:
         raise Refusal(
             "FAILED_PRECONDITION",

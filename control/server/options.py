@@ -25,9 +25,12 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 # A manager that restarts is back in a second, and nobody shall wait much longer than that for it.
 RECONNECT_FIRST_MS, RECONNECT_MAX_MS = 100, 1000
+# A machine that is switched off says nothing: whoever calls it has to go on to the next.
+CONNECT_MS = 3000
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", REPLY_MAX_BYTES),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     ("grpc.enable_http_proxy", 0),  # between machines of one cluster, whatever the environment says

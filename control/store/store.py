@@ -320,6 +320,10 @@ class Store:
         while self._term == term:
             await asyncio.wait([self._turn])
 
+    def turn(self) -> asyncio.Future[None]:
+        """Done at the next change of leadership, and at the end of the store. Not to be cancelled."""
+        return self._turn
+
     def members(self) -> tuple[Member, ...]:
         """All managers, as far as known here."""
         return self._backend.members()

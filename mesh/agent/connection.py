@@ -16,7 +16,8 @@ import grpc
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import DispatcherStub
 from control.server.edge import Edge
-from mesh.agent.session import ProtocolError, Session
+from control.server.hop import leader_said
+from mesh.agent.session import FIRST_WORD_S, ProtocolError, Session
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class Connection:
     ) -> None:
         """`changed` is called after each message that changed the assignments."""
         self._edge = edge
+        self._leader = ""  # where the last manager that was asked has sent us
+        self._untried: list[str] = []  # of this round through the managers
+        self.told = asyncio.Event()  # set when the managers, or the role of this node, are others than before
         self._session, self._managers, self._changed, self._random = session, managers, changed, random_source
         self._kick = asyncio.Event()
         self._reopen = False
@@ -60,6 +64,11 @@ class Connection:
         self._kick.set()
 
     @property
+    def role(self) -> str:
+        """What this node is to be, as a manager said last; "" if none has yet."""
+        return self._session.role
+
+    @property
     def managers(self) -> tuple[str, ...]:
         """Where managers are thought to be: those last named by one, else those of the join."""
         return self._session.managers or self._managers
@@ -68,16 +77,30 @@ class Connection:
         """Connect, talk, and connect again."""
         backoff_s = BACKOFF_FIRST_S
         while True:
-            address = self._random.choice(self.managers)
+            address, sent = self._next(), bool(self._leader)
+            self._leader = ""
             reason = await self._talk(address)
             if self._session.connected:
                 backoff_s = BACKOFF_FIRST_S
+                self._untried = []
             self._session.close()
+            if self._leader and not sent:
+                continue  # a manager knows who leads: at once, but only once in a row
             if reason != self.error:
                 log.warning("lost the manager", extra={"manager": address, "reason": reason})
             self.error = reason
             await asyncio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    def _next(self) -> str:
+        """Whom to try: the leader if somebody has named it, else each of the managers once, in any order."""
+        if self._leader:
+            return self._leader
+        self._untried = [address for address in self._untried if address in self.managers]
+        if not self._untried:
+            self._untried = list(self.managers)
+            self._random.shuffle(self._untried)
+        return self._untried.pop()
 
     async def _talk(self, address: str) -> str:
         """One stream, from Hello to its end; returns why it ended."""
@@ -92,13 +115,18 @@ class Connection:
                     group.create_task(self._write(call))
         except* grpc.aio.AioRpcError as errors:
             reason = f"{address}: {_details(errors)}"
+            self._leader = _leader(errors)
         except* (_StreamEnded, ProtocolError, asyncio.InvalidStateError) as errors:
             reason = f"{address}: {errors.exceptions[0]}"
         return reason
 
     async def _read(self, call: grpc.aio.StreamStreamCall[pb.NodeMessage, pb.ManagerMessage]) -> None:
         async for message in cast("AsyncIterator[pb.ManagerMessage]", call):
-            if self._session.receive(message, _now()):
+            before = self._session.managers, self._session.role
+            changed = self._session.receive(message, _now())
+            if (self._session.managers, self._session.role) != before:
+                self.told.set()
+            if changed:
                 if self.error:
                     log.info("a manager is back")
                 self.error = ""
@@ -113,7 +141,7 @@ class Connection:
             self._session.wake(_now())
             for message in self._session.drain():
                 try:
-                    async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    async with asyncio.timeout(WRITE_TIMEOUT_S if self._session.connected else FIRST_WORD_S):
                         await call.write(message)
                 except TimeoutError as error:
                     raise _StreamEnded("the manager does not read") from error
@@ -134,3 +162,9 @@ def _now() -> float:
 def _details(errors: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
     first = errors.exceptions[0]
     return first.details() or first.code().name if isinstance(first, grpc.aio.AioRpcError) else str(first)
+
+
+def _leader(errors: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
+    """Where the leader is, if a manager has refused because it is not."""
+    found = (leader_said(error) for error in errors.exceptions if isinstance(error, grpc.aio.AioRpcError))
+    return next((address for address in found if address), "")

@@ -20,6 +20,8 @@ from mesh.agent.view import Assignments, SequenceGapError
 REPORT_MAX = 1000
 # Without a word from the manager for this many heartbeat periods the stream is dead, whatever TCP thinks.
 SILENCE_PERIODS = 4
+# A manager that has said nothing at all in a stream is tried no longer than this: the next one may be there.
+FIRST_WORD_S = 5.0
 FIRST_PERIOD_S = 5.0  # until the manager names one
 
 
@@ -37,8 +39,10 @@ class Session:
     description: NodeDescription
     assignments: Assignments = field(default_factory=Assignments)
     managers: tuple[str, ...] = ()
+    role: str = ""  # what this node is to be; "" until a manager has said
     withdrawn: set[str] = field(default_factory=set)  # tasks that no node sends connections to; the agent takes them
     connected: bool = False  # a complete set has been heard in this stream
+    _greeted: bool = False  # something has been heard in this stream
     _period_s: float = FIRST_PERIOD_S
     _next_heartbeat: float = 0.0
     _last_heard: float = 0.0
@@ -66,7 +70,7 @@ class Session:
         self._told_applied = self._applied = 0
         # What we hold stays in force, but no difference of the new stream applies to it.
         self.assignments = Assignments(0, self.assignments.records)
-        self._last_heard = now
+        self._last_heard, self._greeted = now, False
         self._next_heartbeat = now + self._period_s
         self.connected = False
 
@@ -77,13 +81,16 @@ class Session:
 
     def receive(self, message: pb.ManagerMessage, now: float) -> bool:
         """Take one message; True when the agent has to look at what changed. Raises ProtocolError."""
-        self._last_heard = now
+        self._last_heard, self._greeted = now, True
         match message.WhichOneof("message"):
             case "welcome":
                 self._pace(message.welcome.heartbeat_period_s, now)
                 self.managers = tuple(message.welcome.managers) or self.managers
+                self.role = message.welcome.role or self.role
             case "heartbeat":
                 self._pace(message.heartbeat.period_s, now)
+                self.managers = tuple(message.heartbeat.managers) or self.managers
+                self.role = message.heartbeat.role or self.role
             case "status_ack":
                 if message.status_ack.number == self._report:
                     self._in_flight = {}
@@ -122,11 +129,12 @@ class Session:
 
     def silent(self, now: float) -> bool:
         """Whether the manager has been quiet for too long."""
-        return now - self._last_heard > SILENCE_PERIODS * self._period_s
+        limit_s = SILENCE_PERIODS * self._period_s
+        return now - self._last_heard > (limit_s if self._greeted else min(limit_s, FIRST_WORD_S))
 
     def deadline(self) -> float:
         """When `wake` has something to do, if nothing happens before."""
-        return self._next_heartbeat
+        return self._next_heartbeat if self._greeted else min(self._next_heartbeat, self._last_heard + FIRST_WORD_S)
 
     def drain(self) -> list[pb.NodeMessage]:
         """The messages to send now, each once."""

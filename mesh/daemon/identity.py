@@ -24,6 +24,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     data_address: str
     managers: tuple[str, ...]
     address: str = ""
+    enrolled: bool = True  # managers only: it has its place among the managers
 
 
 class IdentityError(Exception):

@@ -6,7 +6,9 @@ manager of this process, if it is one, and else passes it on over TCP as it is; 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, cast
 
 import grpc
@@ -24,6 +26,8 @@ from mesh.daemon.identity import Identity
 DUMP_PIECE = 1000
 # A forwarded call other than a watch is answered within this time or not at all.
 FORWARD_TIMEOUT_S = 20.0
+# A manager that is there takes a connection in milliseconds; then the next one is tried.
+REACH_TIMEOUT_S = 1.5
 
 
 class StateError(Exception):
@@ -43,6 +47,7 @@ class NodeControl(Protocol):
     def questions(self) -> Questions: ...
     def task_process(self, reference: str) -> tuple[str, int]: ...
     def manager_addresses(self) -> tuple[str, ...]: ...
+    async def survey(self) -> pb.QuorumReply: ...
     def own_control(self) -> ControlServicer | None: ...
 
 
@@ -126,6 +131,12 @@ class LocalService(LocalServicer):
             await context.abort(grpc.StatusCode.INTERNAL, f"cannot look at the kernel: {error.strerror}")
         return pb.TraceReply(steps=[pb.TraceStep(what=s.what, found=s.found, lost=s.lost) for s in steps])
 
+    async def QuorumStatus(self, request: pb.LookRequest, context: Context) -> pb.QuorumReply:
+        try:
+            return await self._node.survey()
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
 
 class ControlGate(ControlServicer):
     """`Control` on the local socket of any node."""
@@ -168,33 +179,54 @@ class ControlGate(ControlServicer):
         own = self._node.own_control()
         if own is not None:
             return await getattr(own, name)(request, context)
-        async with self._node.edge.channel(await self._manager(context)) as channel:
+        async with self._reach(context) as channel:
             try:
                 return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _explain(error))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
+        async for event in self._stream("Watch", request, context):
+            yield event
+
+    async def Backup(self, request: pb.BackupRequest, context: Context) -> AsyncIterator[pb.BackupPiece]:
+        async for piece in self._stream("Backup", request, context):
+            yield piece
+
+    async def _stream(self, name: str, request: Any, context: Context) -> AsyncIterator[Any]:
         own = self._node.own_control()
         if own is not None:
-            async for event in cast("AsyncIterator[pb.Event]", own.Watch(request, cast(Any, context))):
-                yield event
+            async for message in getattr(own, name)(request, context):
+                yield message
             return
-        async with self._node.edge.channel(await self._manager(context)) as channel:
+        async with self._reach(context) as channel:
             try:
-                async for event in cast("AsyncIterator[pb.Event]", ControlStub(channel).Watch(request)):
-                    yield event
+                async for message in getattr(ControlStub(channel), name)(request):
+                    yield message
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _explain(error))
 
-    async def _manager(self, context: Context) -> str:
+    @asynccontextmanager
+    async def _reach(self, context: Context) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel to the first manager that takes a connection: so far nothing has been asked of any."""
         addresses = self._node.manager_addresses()
         if not addresses:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 'this node is in no cluster: start one with "mesh init", or enter one with "mesh join"',
             )
-        return addresses[0]
+        for address in addresses:
+            async with self._node.edge.channel(address) as channel:
+                try:
+                    async with asyncio.timeout(REACH_TIMEOUT_S):
+                        await channel.channel_ready()
+                except TimeoutError:
+                    continue
+                yield channel
+                return
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE, f"no manager answers: tried {', '.join(addresses)}; see mesh quorum status"
+        )
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

@@ -19,6 +19,7 @@ import msgspec
 from control.home import home_of
 from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription, Task
+from control.model import Node as ControlNode
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlServicer,
@@ -28,6 +29,7 @@ from control.rpc.control_pb2_grpc import (
     add_LocalServicer_to_server,
 )
 from control.server.edge import Edge
+from control.server.quorum import survey
 from control.token import TokenError, parse_token
 from mesh import machine
 from mesh.agent.agent import Agent, Doors
@@ -37,12 +39,15 @@ from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.identity import Identity
 from mesh.daemon.local import ControlGate, LocalService, StateError
+from mesh.daemon.managing import Managing
 from mesh.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 5.0
+# A manager that leaves is let go first: an election, a change of the members, and a heartbeat to hear of it.
+LAY_DOWN_TIMEOUT_S = 30.0
 # An engine that comes after us is noticed within twice this; one that is only restarted is not missed.
 EXECUTORS_LOOK_S = 5.0
 # `init` and `join` wait this long for the node's first session; it is there in a fraction.
@@ -69,12 +74,12 @@ class Node:
     ) -> None:
         self.config, self.metrics = config, metrics
         self.edge = Edge()
-        self.home = home_of(config.store, Path(config.state_dir) / "manager")
+        self.home = home_of(config.store, Path(config.state_dir) / "manager", config.quorum_listen)
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
         self.state_dir = Path(config.state_dir)
         self.identity: Identity | None = identities.load(self.state_dir)
         self._agent: Agent | None = None
-        self._manager: Manager | None = None
+        self._managing: Managing | None = None
         self._wake = asyncio.Event()
         self._leave = asyncio.Event()
         self._left = asyncio.Event()
@@ -108,25 +113,26 @@ class Node:
     async def _be_member(self) -> None:
         """Run manager and agent until the node leaves."""
         assert self.identity is not None
-        identity = self.identity
+        identity = await self._settle(self.identity)
         log.info("member of a cluster", extra={"node": identity.node_id, "role": identity.role})
         doors = self._doors(self.config)
         balancer = doors.balancer.balancer.name
         log.info("balances", extra={"by": balancer, "why": doors.balancer.balancer_reason})
         described = await asyncio.to_thread(self._describe, identity.data_address)
         description = msgspec.structs.replace(described, balancer=balancer)
+        managing = self._managing = Managing(
+            self.home, self.edge, self.config.listen, self._own, self._keep, self.manager_addresses, self._wall_ms
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                if identity.role == "manager":
-                    self._manager = await self._open_manager(identity)
-                    group.create_task(self._manager.run())
+                group.create_task(managing.run())
                 self._agent = Agent(
                     AgentIdentity(
                         node_id=identity.node_id,
                         secret=identity.secret,
                         cluster_id=identity.cluster_id,
                         data_address=identity.data_address,
-                        managers=(identity.address,) if identity.address else identity.managers,
+                        managers=identity.managers,
                     ),
                     description,
                     doors,
@@ -139,14 +145,64 @@ class Node:
                 group.create_task(self._agent.run())
                 group.create_task(self._until_left(self._agent))
                 group.create_task(self._follow_executors(self._agent, description))
+                group.create_task(self._follow_managers(self._agent, managing))
         except* _Left:
             log.info("leaving the cluster")
         finally:
             self._agent = None
-            if self._manager is not None:
-                await self._manager.close()
-                self._manager = None
-        await self._forget(identity)  # there is no other way to get here than to leave
+            self._managing = None
+            await managing.close()
+        await self._forget(self._own())  # there is no other way to get here than to leave
+
+    def _own(self) -> Identity:
+        assert self.identity is not None, "only while this node is a member"
+        return self.identity
+
+    def _keep(self, identity: Identity) -> None:
+        if identity != self.identity:
+            identities.save(self.state_dir, identity)
+            self.identity = identity
+
+    async def _settle(self, identity: Identity) -> Identity:
+        """The identity with addresses that this machine has: it may have got others since it was last up."""
+        own = {str(address.address) for address in await asyncio.to_thread(machine.addresses)}
+        data = identity.data_address
+        if data not in own:
+            data = await self._own_address(self.config.data_address or self.config.advertise_address.partition(":")[0])
+        address = identity.address
+        if identity.role == "manager" and address.rpartition(":")[0].strip("[]") not in own:
+            address = await self._control_address("", data)
+        identity = msgspec.structs.replace(identity, data_address=data, address=address)
+        self._keep(identity)
+        return identity
+
+    async def _control_address(self, asked: str, data_address: str) -> str:
+        """host:port of this node as a manager."""
+        host, port = self._split(asked or self.config.advertise_address or data_address)
+        own = await self._own_address(host)
+        return f"{own}:{port}"
+
+    async def _follow_managers(self, agent: Agent, managing: Managing) -> None:
+        """What the managers say of themselves, and of the role of this node."""
+        while True:
+            await agent.connection.told.wait()
+            agent.connection.told.clear()
+            before = self._own()
+            role = agent.connection.role or before.role
+            address = before.address
+            if role == "manager" and not address:
+                address = await self._control_address("", before.data_address)
+            enrolled = before.enrolled and before.role == "manager"
+            self._keep(
+                msgspec.structs.replace(
+                    before,
+                    role="manager" if role == "manager" else "worker",
+                    enrolled=enrolled,
+                    address=address,
+                    managers=agent.connection.managers,
+                )
+            )
+            managing.reconsider()
 
     async def _follow_executors(self, agent: Agent, description: NodeDescription) -> None:
         """Tell the managers when an engine for containers has come, or has been away for some time."""
@@ -175,19 +231,21 @@ class Node:
         self.identity = None
         self._left.set()
 
-    async def _open_manager(self, identity: Identity) -> Manager:
-        return await Manager.open(
-            self.home.backend(identity.cluster_id, identity.node_id),
-            listen=self.config.listen,
-            wall_ms=self._wall_ms,
-            edge=self.edge,
-        )
-
     # --- the local API ------------------------------------------------------------------------------------------------
 
     def own_control(self) -> ControlServicer | None:
         """The API of the manager in this process, if there is one."""
-        return self._manager.control if self._manager is not None else None
+        manager = self._managing.manager if self._managing is not None else None
+        return manager.control if manager is not None else None
+
+    async def survey(self) -> pb.QuorumReply:
+        """How the managers are. Raises StateError."""
+        if self.identity is None:
+            raise StateError("this node is in no cluster")
+        manager = self._managing.manager if self._managing is not None else None
+        if manager is not None:
+            return await manager.survey()
+        return await survey(self.edge, None, {address: address for address in self.manager_addresses()})
 
     def manager_addresses(self) -> tuple[str, ...]:
         """Where managers are, best known first."""
@@ -285,6 +343,7 @@ class Node:
             except TokenError as error:
                 raise StateError(str(error)) from error
             own = await self._address_towards(request)
+            address = await self._control_address(request.advertise_address, own)
             description = await asyncio.to_thread(self._describe, own)
             reply = await self._ask_to_join(
                 list(request.managers),
@@ -301,9 +360,11 @@ class Node:
                     node_number=reply.node_number,
                     secret=reply.secret,
                     cluster_id=reply.cluster_id,
-                    role="worker",
+                    role="manager" if reply.role == "manager" else "worker",
                     data_address=own,
                     managers=tuple(reply.managers) or tuple(request.managers),
+                    address=address if reply.role == "manager" else "",
+                    enrolled=False,
                 )
             )
             await self._until_connected()
@@ -314,15 +375,38 @@ class Node:
         async with self._changing:
             if self.identity is None:
                 raise StateError("this node is in no cluster")
-            if self.identity.role == "manager" and not force:
-                raise StateError(
-                    "this node is the only manager: leaving ends the cluster for all; use --force to do so"
-                )
             if self._agent is None:
                 raise StateError("this node is not up yet; try again")
+            if self.identity.role == "manager":
+                await self._lay_down(self.identity, force=force)
             self._left.clear()
             self._leave.set()
             await self._left.wait()
+
+    async def _lay_down(self, identity: Identity, *, force: bool) -> None:
+        """Be a worker before leaving, so that the other managers do not wait for this one. Raises StateError."""
+        try:
+            async with asyncio.timeout(LAY_DOWN_TIMEOUT_S):
+                await self._demote(identity)
+                while self._managing is not None and self._managing.manager is not None:  # noqa: ASYNC110 - bounded above
+                    await asyncio.sleep(CONNECT_POLL_S)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            said = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it takes too long"
+            if not force:
+                raise StateError(
+                    f"this node cannot leave, since it is a manager: {said}; "
+                    "use --force to leave all the same, which ends the cluster if this is its only manager"
+                ) from error
+            log.warning("leaving without being let go", extra={"reason": said})
+
+    async def _demote(self, identity: Identity) -> None:
+        async with self.edge.channel(identity.address) as channel:
+            stub = ControlStub(channel)
+            reference = pb.GetRequest(kind="node", reference=identity.node_id)
+            found = await stub.Get(reference, timeout=JOIN_TIMEOUT_S)
+            node = msgspec.msgpack.decode(found.value, type=ControlNode)
+            spec = msgspec.msgpack.encode(msgspec.structs.replace(node.spec, role="worker"))
+            await stub.UpdateNode(pb.UpdateRequest(reference=node.id, spec=spec), timeout=JOIN_TIMEOUT_S)
 
     async def _take_leave(self, identity: Identity) -> None:
         """Have the managers forget this node. If none answers, it stays in their list as down."""

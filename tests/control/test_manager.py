@@ -41,7 +41,8 @@ from control.model import (
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, DispatcherStub, MembershipStub
-from control.store.logfile import LogFile, cluster_of
+from control.store.disk import RealDisk
+from control.store.segments import recorded_cluster
 
 S = TaskState
 # Short, so that tests are; long enough for a loaded machine.
@@ -58,6 +59,15 @@ def description(name: str) -> NodeDescription:
     )
 
 
+def home(directory: Path) -> DiskHome:
+    return DiskHome(directory, "127.0.0.1:0")
+
+
+async def open_manager(directory: Path, cluster_id: str, node_id: str, listen: str = "127.0.0.1:0") -> Manager:
+    seat = home(directory).seat(cluster_id, node_id, "127.0.0.1")
+    return await Manager.open(seat, listen=listen, wall_ms=wall_ms)
+
+
 async def bootstrap(directory: Path, **fields: Any) -> Bootstrapped:
     defaults: dict[str, Any] = {
         "spec": SPEC,
@@ -67,7 +77,7 @@ async def bootstrap(directory: Path, **fields: Any) -> Bootstrapped:
         "address": "192.0.2.1:7377",
         "wall_ms": wall_ms,
     }
-    return await Manager.bootstrap(DiskHome(directory), **(defaults | fields))
+    return await Manager.bootstrap(home(directory), **(defaults | fields))
 
 
 async def until(condition: Callable[[], bool], why: str = "", timeout_s: float = 20) -> None:
@@ -189,7 +199,7 @@ class Lab:
 @contextlib.asynccontextmanager
 async def running(directory: Path, made: Bootstrapped) -> AsyncIterator[Lab]:
     """The manager of `directory`, running, and its own machine as a node."""
-    manager = await Manager.open(LogFile(directory, made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms)
+    manager = await open_manager(directory, made.cluster_id, made.node_id)
     try:
         async with asyncio.TaskGroup() as group, grpc.aio.insecure_channel(f"127.0.0.1:{manager.port}") as channel:
             task = group.create_task(manager.run())
@@ -220,7 +230,7 @@ def service(name: str, network: str, replicas: int = 4, **fields: Any) -> Servic
 async def test_bootstrap_makes_a_cluster_with_one_manager(tmp_path: Path) -> None:
     directory = tmp_path / "manager"
     made = await bootstrap(directory)
-    assert cluster_of(directory) == made.cluster_id
+    assert recorded_cluster(RealDisk(directory)) == made.cluster_id
     assert [p.name for p in tmp_path.iterdir()] == ["manager"]
     async with running(directory, made) as cluster:
         (found,) = cluster.all(Cluster)
@@ -260,26 +270,26 @@ async def test_an_existing_state_is_not_overwritten(tmp_path: Path) -> None:
     made = await bootstrap(tmp_path / "manager")
     with pytest.raises(ManagerError, match="holds the state of a cluster already"):
         await bootstrap(tmp_path / "manager")
-    assert cluster_of(tmp_path / "manager") == made.cluster_id
+    assert recorded_cluster(RealDisk(tmp_path / "manager")) == made.cluster_id
 
 
 async def test_what_an_interrupted_bootstrap_left_is_replaced(tmp_path: Path) -> None:
     await bootstrap(tmp_path / "manager")
     (tmp_path / "manager").rename(tmp_path / "manager.new")
     made = await bootstrap(tmp_path / "manager")
-    assert cluster_of(tmp_path / "manager") == made.cluster_id
+    assert recorded_cluster(RealDisk(tmp_path / "manager")) == made.cluster_id
     assert [p.name for p in tmp_path.iterdir()] == ["manager"]
 
 
 async def test_a_state_directory_of_another_cluster(tmp_path: Path) -> None:
-    await bootstrap(tmp_path / "manager")
+    made = await bootstrap(tmp_path / "manager")
     with pytest.raises(ManagerError, match="belongs to cluster"):
-        await Manager.open(LogFile(tmp_path / "manager", "another"), listen="127.0.0.1:0", wall_ms=wall_ms)
+        await open_manager(tmp_path / "manager", "another", made.node_id)
 
 
 async def test_a_state_directory_without_a_cluster(tmp_path: Path) -> None:
-    with pytest.raises(ManagerError, match="holds no cluster"):
-        await Manager.open(LogFile(tmp_path / "manager", "c"), listen="127.0.0.1:0", wall_ms=wall_ms)
+    with pytest.raises(ManagerError, match="holds no manager"):
+        await open_manager(tmp_path / "manager", "c", "n")
 
 
 async def test_a_port_in_use_and_an_address_of_nobody(tmp_path: Path) -> None:
@@ -288,9 +298,15 @@ async def test_a_port_in_use_and_an_address_of_nobody(tmp_path: Path) -> None:
     async with running(tmp_path / "manager", made) as cluster:
         for listen in (f"127.0.0.1:{cluster.manager.port}", "192.0.2.77:1"):
             with pytest.raises(ManagerError, match="cannot listen on"):
-                await Manager.open(LogFile(tmp_path / "other", other.cluster_id), listen=listen, wall_ms=wall_ms)
+                await Manager.open(
+                    home(tmp_path / "other").seat(other.cluster_id, other.node_id, "127.0.0.1"),
+                    listen=listen,
+                    wall_ms=wall_ms,
+                )
     manager = await Manager.open(  # its files were let go
-        LogFile(tmp_path / "other", other.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms
+        home(tmp_path / "other").seat(other.cluster_id, other.node_id, "127.0.0.1"),
+        listen="127.0.0.1:0",
+        wall_ms=wall_ms,
     )
     await manager.close()
     await manager.close()
@@ -424,7 +440,11 @@ async def test_drain_scale_and_update(tmp_path: Path) -> None:
 
 async def test_a_manager_that_is_closed_ends_quietly(tmp_path: Path) -> None:
     made = await bootstrap(tmp_path / "manager")
-    manager = await Manager.open(LogFile(tmp_path / "manager", made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms)
+    manager = await Manager.open(
+        home(tmp_path / "manager").seat(made.cluster_id, made.node_id, "127.0.0.1"),
+        listen="127.0.0.1:0",
+        wall_ms=wall_ms,
+    )
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(manager.run())
         await asyncio.sleep(0.1)

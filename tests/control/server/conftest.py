@@ -29,6 +29,7 @@ from control.model import (
     ServiceSpec,
     TaskSpec,
 )
+from control.quorum.seat import Seat
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlStub,
@@ -126,6 +127,11 @@ class Manager:
         return await self.membership.Join(pb.JoinRequest(**(defaults | fields)))
 
 
+async def admit(node_id: str, address: str, *, enrolled: bool) -> Seat | None:
+    """Every manager has its place already."""
+    return None if enrolled else Seat(f"{node_id}.1", 0)
+
+
 @contextlib.asynccontextmanager
 async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncIterator[Manager]:
     """A manager with these objects in its store."""
@@ -141,7 +147,7 @@ async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncI
     dispatcher = DispatcherService(store, lambda: 1_000, random.Random(1))
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ControlServicer_to_server(ControlService(store, decisions, new_id, lambda: b"r" * 16, lambda: 1_000), server)
-    add_MembershipServicer_to_server(MembershipService(store, decisions, new_id), server)
+    add_MembershipServicer_to_server(MembershipService(store, decisions, new_id, "disk", admit), server)
     add_DispatcherServicer_to_server(dispatcher, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

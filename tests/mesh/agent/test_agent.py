@@ -29,7 +29,6 @@ from control.model import (
     Task,
     TaskSpec,
 )
-from control.store.logfile import LogFile
 from control.store.txn import Put
 from dns.plan import DnsPlan
 from mesh.agent.agent import Agent, Doors, Identity
@@ -82,7 +81,9 @@ class Machine:
     @contextlib.asynccontextmanager
     async def manager(self) -> AsyncIterator[Manager]:
         manager = await Manager.open(
-            LogFile(self.directory / "manager", self.made.cluster_id), listen="127.0.0.1:0", wall_ms=wall_ms
+            home(self.directory).seat(self.made.cluster_id, self.made.node_id, "127.0.0.1"),
+            listen="127.0.0.1:0",
+            wall_ms=wall_ms,
         )
         running = asyncio.get_running_loop().create_task(manager.run())
         try:
@@ -110,10 +111,14 @@ class Machine:
                 await running
 
 
+def home(directory: Path) -> DiskHome:
+    return DiskHome(directory / "manager", "127.0.0.1:0")
+
+
 @pytest.fixture
 async def machine(tmp_path: Path) -> Machine:
     made = await Manager.bootstrap(
-        DiskHome(tmp_path / "manager"),
+        home(tmp_path),
         spec=ClusterSpec(heartbeat_period_s=0.2, address_rest_s=0.5),
         description=NodeDescription(hostname="h1"),
         availability="active",

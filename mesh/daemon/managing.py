@@ -1,0 +1,171 @@
+"""The manager in this process, for as long as this node is to be one.
+
+One task, `run`. What the node is to be is in its identity, and the managers say it (Welcome, HeartbeatReply): when it
+becomes a manager it enlists with the leader, takes its place and opens; when it becomes a worker, or was taken out of
+the agreement, the manager is closed and its state removed. No restart either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+import grpc
+import msgspec
+
+from control.home import Home, HomeError
+from control.manager import Manager, ManagerError
+from control.rpc import control_pb2 as pb
+from control.rpc.control_pb2_grpc import MembershipStub
+from control.server.edge import Edge
+from control.server.quorum import survey
+from control.store.errors import Removed
+from mesh.daemon.identity import Identity
+
+log = logging.getLogger(__name__)
+
+ENLIST_TIMEOUT_S = 25.0
+# Between attempts to be let in, or to tell a new address.
+OUT_POLL_S = 0.5
+RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
+
+
+class _NoLonger(Exception):
+    """This node is no manager any more."""
+
+
+class Managing:
+    """See the module. `identity` gives what this node is now, and `managers` where others are."""
+
+    def __init__(
+        self,
+        home: Home,
+        edge: Edge,
+        listen: str,
+        identity: Callable[[], Identity],
+        keep: Callable[[Identity], None],
+        managers: Callable[[], tuple[str, ...]],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        """`keep` makes an identity durable."""
+        self._home, self._edge, self._listen, self._wall_ms = home, edge, listen, wall_ms
+        self._identity, self._keep, self._managers = identity, keep, managers
+        self._news = asyncio.Event()
+        self._random = random.Random()
+        self.manager: Manager | None = None  # while it is open
+        self.error = ""  # why there is none, if there should be one
+
+    def reconsider(self) -> None:
+        """The identity says something else than before."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled, or with what the manager failed with."""
+        while True:
+            if self._identity().role == "manager":
+                await self._be_manager()
+            else:
+                self._news.clear()
+                await self._news.wait()
+
+    async def close(self) -> None:
+        """Let go of port and files. Idempotent."""
+        manager, self.manager = self.manager, None
+        if manager is not None:
+            await manager.close()
+
+    async def _be_manager(self) -> None:
+        """From the first word to the leader until the node is a worker."""
+        removed = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._until_worker())
+                group.create_task(self._manage())
+        except* _NoLonger:
+            log.info("this node is a worker now")
+            removed = True
+        except* Removed as errors:
+            log.warning("this manager was taken out", extra={"reason": str(errors.exceptions[0])})
+            removed = True
+        finally:
+            await self.close()
+        if removed:
+            self._keep(msgspec.structs.replace(self._identity(), enrolled=False))
+            await asyncio.to_thread(self._home.remove)
+
+    async def _until_worker(self) -> None:
+        while True:
+            if self._identity().role == "manager":
+                self._news.clear()
+                await self._news.wait()
+            elif self._home.kind != "disk" or await self._is_out():
+                raise _NoLonger
+            else:
+                await asyncio.sleep(OUT_POLL_S)
+
+    async def _is_out(self) -> bool:
+        """Whether a leader says that this manager has no part in the agreement; until then its vote may be needed."""
+        own = self._identity().node_id
+        reply = await survey(self._edge, None, {address: address for address in self._managers()})
+        said = [row.said for row in reply.managers if row.status == "leader"]
+        return any(own not in (member.node_id for member in look.members) for look in said)
+
+    async def _manage(self) -> None:
+        enrolled = self._identity().enrolled
+        if not enrolled:
+            await self._enlist(enrolled=False)
+            self._keep(msgspec.structs.replace(self._identity(), enrolled=True))
+        identity = self._identity()
+        host = identity.address.rpartition(":")[0].strip("[]")
+        try:
+            seat = self._home.seat(identity.cluster_id, identity.node_id, host)
+        except HomeError as error:
+            raise ManagerError(str(error)) from error
+        self.manager = await Manager.open(seat, listen=self._listen, wall_ms=self._wall_ms, edge=self._edge)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.manager.run())
+            if enrolled:
+                group.create_task(self._enlist(enrolled=True))
+
+    async def _enlist(self, *, enrolled: bool) -> None:
+        """Until a leader has answered: take the place that it gives, or have told it where this manager is."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                reply = await self._ask(enrolled=enrolled)
+                if not enrolled:
+                    await self._home.enrol(reply.cluster_id, reply.seat)
+            except (grpc.aio.AioRpcError, HomeError) as error:
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                if reason != self.error:
+                    log.warning("cannot enlist as a manager", extra={"reason": reason})
+                self.error = reason or ""
+            else:
+                self.error = ""
+                return
+            await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    async def _ask(self, *, enrolled: bool) -> pb.EnlistReply:
+        """The first manager that answers. Raises AioRpcError of the last."""
+        identity = self._identity()
+        request = pb.EnlistRequest(
+            node_id=identity.node_id,
+            secret=identity.secret,
+            address=identity.address,
+            quorum_address=self._home.quorum_address(identity.address.rpartition(":")[0].strip("[]")),
+            enrolled=enrolled,
+            store=self._home.kind,
+        )
+        failure: grpc.aio.AioRpcError | None = None
+        addresses = list(dict.fromkeys((*((identity.address,) * enrolled), *self._managers())))
+        for address in addresses:
+            try:
+                async with self._edge.channel(address) as channel:
+                    return await MembershipStub(channel).Enlist(request, timeout=ENLIST_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                failure = error
+        assert failure is not None, "a member knows a manager"
+        raise failure
