@@ -316,12 +316,12 @@ class RaftBackend:
         The seat is for `enrol` on that node. Raises NotLeader, ChangeRefused, OutcomeUnknown, or as the store does.
         """
         await self._change(node_id, lambda _: AddLearner(node_id, address, standby))
-        engine = self._open_engine()
+        loop, engine = asyncio.get_running_loop(), self._open_engine()
         configuration = engine.core.status().configuration
         member = configuration.of_node(node_id)
         if member is None:
             raise OutcomeUnknown(f"node {node_id} was removed again meanwhile")
-        known = self._peers.among(configuration) if self._peers is not None else {}
+        known = self._peers.among(configuration, loop.time()) if self._peers is not None else {}
         if self._transport is not None and (mine := self._address(configuration)):
             known[self._node_id] = mine
         known.pop(node_id, None)

@@ -19,7 +19,7 @@ from control.quorum.compare import Digests
 from control.quorum.members import Changes
 from control.quorum.peers import Peers
 from control.quorum.pipeline import Pipeline
-from control.quorum.shipment import Comparison, Shipment, Wire
+from control.quorum.shipment import Comparison, Shipment, Whereabouts, Wire
 from control.quorum.snapshots import Snapshots
 from control.quorum.writes import HOLD_BYTES, Writes
 from control.raft.configuration import node_of
@@ -34,6 +34,9 @@ from control.store.state import State
 from control.transport.service import Transport
 
 log = logging.getLogger(__name__)
+
+# Managers tell each other where the others are, every other second.
+EXCHANGE_TICKS = 20
 
 
 class Engine:
@@ -59,6 +62,7 @@ class Engine:
         self._leader: str | None = None  # as delivered
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False  # a turn is on its way
+        self._ticks = 0
         self._arrived: tuple[InstallSnapshot, State] | None = None
         self._cut_off_error: StoreError | None = None
         self._stopped = False
@@ -151,6 +155,9 @@ class Engine:
         with self.inside():
             self.core.tick(loop.time())
             self._timer = loop.call_at(self.core.deadline(), self._ring)
+            self._ticks += 1
+            if self._ticks % EXCHANGE_TICKS == 0:
+                self._exchange_addresses()
         self.kick()
 
     # --- doing what the core wants ------------------------------------------------------------------------------------
@@ -308,6 +315,8 @@ class Engine:
                 match message:
                     case Comparison(version=version, digest=digest):
                         self._say_differs(self._digests.hear(version, digest))
+                    case Whereabouts():
+                        self._told_addresses(message)
                     case Shipment() | InstallSnapshot():
                         pass  # these come with their snapshot only
                     case _:
@@ -358,7 +367,26 @@ class Engine:
     def reconnect(self) -> None:
         """Members or addresses have changed."""
         if self._transport is not None and self._peers is not None:
-            self._transport.set_peers(self._peers.among(self.core.status().configuration))
+            now = asyncio.get_running_loop().time()
+            self._transport.set_peers(self._peers.among(self.core.status().configuration, now))
+
+    def _exchange_addresses(self) -> None:
+        """Tell everybody where the others are."""
+        if self._transport is None:
+            return
+        self.reconnect()
+        status = self.core.status()
+        links = {link.node_id: link.addresses[0] for link in self._transport.status() if link.connected}
+        for member in status.configuration.members:
+            known = {node: address for node, address in links.items() if node != node_of(member.id)}
+            if known and node_of(member.id) in links:
+                self._send(Whereabouts(status.id, member.id, status.soft.term, known))
+
+    def _told_addresses(self, message: Whereabouts) -> None:
+        if self._peers is not None and self._transport is not None:
+            connected = {link.node_id for link in self._transport.status() if link.connected}
+            if self._peers.told(message.addresses, connected):
+                self.reconnect()
 
     def _send_digest(self, state: State) -> None:
         status = self.core.status()

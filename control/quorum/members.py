@@ -14,8 +14,8 @@ from control.store.errors import ChangeRefused, NotLeader, OutcomeUnknown, Store
 from control.store.record import Entry
 from control.transport.seam import PeerStatus
 
-# Reasons that pass by themselves: another change is being agreed on, or the term has only just begun.
-PASSING = frozenset({Why.NOT_YET, Why.CHANGE_PENDING, Why.TRANSFERRING})
+# Reasons that pass by themselves: another change is being agreed on, the term has only just begun, a learner learns.
+PASSING = frozenset({Why.NOT_YET, Why.CHANGE_PENDING, Why.TRANSFERRING, Why.NOT_CAUGHT_UP})
 
 
 @dataclass(frozen=True, slots=True)

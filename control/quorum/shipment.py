@@ -50,7 +50,14 @@ class Comparison(Head, frozen=True, array_like=True, gc=False, tag=65):
     digest: str
 
 
-Wire = Message | Shipment | Comparison
+class Whereabouts(Head, frozen=True, array_like=True, gc=False, tag=66):
+    """Where the sender is connected with others, host:port by node id: who knows one manager soon knows all."""
+
+    URGENT = False
+    addresses: dict[str, str]
+
+
+Wire = Message | Shipment | Comparison | Whereabouts
 
 
 def wire_codec() -> StructCodec[Wire]:
@@ -64,6 +71,8 @@ def _size_bytes(message: Wire) -> int:
             return HEAD_BYTES + len(snapshot.data) + len(key)
         case Comparison():
             return HEAD_BYTES
+        case Whereabouts(addresses=addresses):
+            return HEAD_BYTES * (1 + len(addresses))
         case _:
             return messages.size_bytes(message)
 
