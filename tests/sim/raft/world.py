@@ -9,6 +9,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -23,7 +24,9 @@ from control.raft.configuration import (
     Remove,
     apply_change,
     decode_change,
+    mistake,
     node_of,
+    unseats,
 )
 from control.raft.messages import AppendReply, InstallSnapshot, VoteReply
 from control.raft.quorum import majority
@@ -111,6 +114,27 @@ class World:
             size = rng.choice((2, 2, 3))
             self.changes_mean, self.change_weights = 3.0, [1, 2, 3, 3, 0]
             self.weights[2:5] = (3, 6, 3)
+        # Drawn apart, so that seeds of before these were thought of still are what they were:
+        more = random.Random(f"{seed} more")
+        self.echo = more.choice((0.0, 0.0, 0.0, 0.1, 0.3))  # messages that come again much later
+        self.jinx = more.choice((0.0, 0.0, 0.0, 0.5, 0.9))  # changes of the members that are no sooner made than...
+        if self.echo and more.random() < 0.5:
+            # Leaders come and go, and come back, while answers to what they sent long ago still arrive.
+            self.weights = [1, 1, 1, 0, 0, 3, 0, 0, 6, 1, 0]
+            self.trouble_mean, self.aim, self.duration = float(election), 0.9, 120.0
+        self.jinx_loses = more.choice((0.1, 0.9))
+        if self.jinx and more.random() < 0.6:
+            # Voters come and go, busy and unevenly informed, and little else happens.
+            size = more.choice((2, 2, 3, 3, 3, 4))
+            self.changes_mean, self.change_weights = (
+                2.0,
+                more.choice(([3, 1, 1, 2, 0], [3, 0, 2, 3, 0], [2, 3, 2, 3, 0])),
+            )
+            self.trouble_mean, self.weights[-1], self.duration = 20.0, 0, 120.0
+            self.delay_mean, self.sync_mean = more.choice((0.1, 0.4)), more.choice((0.1, 0.3))
+            self.burst, self.loss = 5, more.choice((0.0, 0.1))
+            small, few = more.choice((40, 100)), more.choice((1, 2, 4))
+            self.options = replace(self.options, append_bytes=small, inflight_messages=few, uncommitted_bytes=600)
         self.blocked: set[tuple[str, str]] = set()
         self.healing = False
         self.nodes: dict[str, Node] = {}
@@ -203,6 +227,8 @@ class World:
         self.at(self.now + self.delay(), self.arrive, message)
         if self.duplicates and rng.random() < self.duplicates:
             self.at(self.now + self.delay() * 5, self.arrive, message)
+        if self.echo and rng.random() < self.echo:
+            self.at(self.now + rng.random() * 8 * self.options.election_ticks, self.arrive, message)
 
     def delay(self) -> float:
         rng = self.rng
@@ -350,8 +376,12 @@ class World:
             node.save_snapshot()
 
     def lose(self) -> None:
-        """A disk is lost, if a majority of disks stays whatever change is under way."""
-        node = self.rng.choice([node for node in self.nodes.values() if not node.gone] or list(self.nodes.values()))
+        self.lose_disk(
+            self.rng.choice([node for node in self.nodes.values() if not node.gone] or list(self.nodes.values()))
+        )
+
+    def lose_disk(self, node: Node) -> None:
+        """For good, if a majority of disks stays whatever change is under way."""
         if node.gone or not all(self._safe(voters, {node.id}) for voters in self._possible_voters()):
             return
         self.note("lose", node)
@@ -391,10 +421,14 @@ class World:
         if not leaders:
             return
         node = self.rng.choice(leaders)
-        change = self._some_change(node.core._s.configuration)  # type: ignore[union-attr]
-        if change is None:
-            return
-        after = apply_change(node.core._s.configuration, change)  # type: ignore[union-attr]
+        configuration = node.core._s.configuration  # type: ignore[union-attr]
+        for _ in range(8 if self.jinx else 1):  # looks for one that makes sense; elsewhere the core has to
+            change = self._some_change(configuration)
+            if change is None:
+                return
+            if not mistake(configuration, change) and not unseats(change, node.id):
+                break
+        after = apply_change(configuration, change)
         if not after.voters or not self._safe(set(after.voters), set()):
             return
         outcome = node.core.propose_change(change)  # type: ignore[union-attr]
@@ -429,6 +463,20 @@ class World:
             self.configuration = apply_change(self.configuration, change)
             if isinstance(change, AddLearner):
                 self._join(change.node_id)
+            voting = set(self.configuration.voters) != set(self.previous.voters)
+            if self.jinx and voting and not self.healing and self.rng.random() < self.jinx:
+                self.at(self.now + self.rng.random() * self.rng.choice((0.1, 1.0)), self.strike, node)
+
+    def strike(self, node: Node) -> None:
+        """Who was the first to have made a change is hit while it tells the others: it reaches some of them."""
+        if self.healing:
+            return
+        self.note("strike", node)
+        self.blocked = self.blocked | {(node.id, other) for other in self.nodes if self.rng.random() < 0.5}
+        if self.rng.random() < self.jinx_loses:
+            self.lose_disk(node)
+        else:
+            node.fuse = self.rng.randrange(6)
 
     def _join(self, node_id: str) -> None:
         """A process with an empty disk, that knows its id and nobody."""
@@ -540,7 +588,7 @@ class World:
         self.note("heal")
         self.healing = True
         self.blocked = set()
-        self.loss = self.duplicates = self.delay_tail = self.sync_fails = 0.0
+        self.loss = self.duplicates = self.echo = self.delay_tail = self.sync_fails = 0.0
         self.delay_mean, self.sync_mean = 0.05, 0.05
         self.goal = 0  # what was acknowledged when writes and reads had gone on
         self.heal_writes, self.heal_reads = self.counts["writes"], self.counts["reads"]
