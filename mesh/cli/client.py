@@ -140,6 +140,11 @@ class Client:
             for piece in self._local.DnsDump(pb.DnsDumpRequest(), timeout=self._timeout_s):
                 yield from piece.names
 
+    def survey(self) -> pb.QuorumReply:
+        """How the managers are, as they say one by one; answers without a leader."""
+        with self._failures():
+            return self._local.QuorumStatus(pb.LookRequest(), timeout=self._timeout_s)
+
     # --- the cluster --------------------------------------------------------------------------------------------------
 
     def list(self, cls: type[T], filters: Filters | None = None) -> list[T]:
@@ -211,6 +216,12 @@ class Client:
         """A new join token; the old one is worth nothing any more."""
         with self._failures():
             return self._control.RotateToken(pb.RotateTokenRequest(role=role), timeout=self._timeout_s).token
+
+    def backup(self) -> Iterator[bytes]:
+        """The whole store as a file, in pieces."""
+        with self._failures():
+            for piece in self._control.Backup(pb.BackupRequest()):
+                yield piece.data
 
     # --- failures -----------------------------------------------------------------------------------------------------
 

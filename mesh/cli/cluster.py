@@ -11,6 +11,7 @@ import msgspec
 
 from control.model import Cluster, ClusterSpec, Node, Service, Task
 from mesh.cli.errors import ExitCode, Failure
+from mesh.cli.node import warn_of_managers
 from mesh.cli.options import DURATION
 from mesh.cli.output import print_objects
 from mesh.cli.session import Session, pass_session
@@ -90,6 +91,7 @@ def init(
     click.echo(f"Cluster initialized: this node ({reply.node_id}) is now a manager.\n")
     click.echo("To add a worker to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(reply.worker_token, reply.manager_address)}\n")
+    click.echo('To add a manager, run "mesh token show manager" and follow the instructions.\n')
 
 
 @click.command("join")
@@ -102,10 +104,18 @@ def init(
     required=True,
     help='Of "mesh token show"; "-" reads it from standard input. [MESH_TOKEN]',
 )
+@click.option("--advertise-addr", metavar="ADDRESS|DEVICE[:PORT]", default="", help="Of a manager: its API.")
 @click.option("--data-path-addr", metavar="ADDRESS|DEVICE", default="", help="This node's end of tunnels.")
 @click.option("--availability", type=_AVAILABILITY, default="active", show_default=True)
 @pass_session
-def join(session: Session, managers: Sequence[str], token_text: str, data_path_addr: str, availability: str) -> None:
+def join(
+    session: Session,
+    managers: Sequence[str],
+    token_text: str,
+    advertise_addr: str,
+    data_path_addr: str,
+    availability: str,
+) -> None:
     """Make this machine a node of a cluster. The token says whether it becomes a worker or a manager.
 
     \b
@@ -124,9 +134,13 @@ def join(session: Session, managers: Sequence[str], token_text: str, data_path_a
             managers=[_with_port(manager) for manager in managers],
             data_address=data_path_addr,
             availability=availability,
+            advertise_address=advertise_addr,
         )
     )
-    click.echo(f"This node joined a cluster as a {client.info().role or 'worker'}.")
+    role = client.info().role or "worker"
+    click.echo(f"This node joined a cluster as a {role}.")
+    if role == "manager":
+        warn_of_managers(session)
 
 
 def _with_port(manager: str) -> str:

@@ -23,6 +23,8 @@ ENTRIES = {
     "cluster": Entry("mesh.cli.settings:cluster_settings", "Settings of the whole cluster", CLUSTER),
     "token": Entry("mesh.cli.token:token", "Join tokens", CLUSTER),
     "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
+    "quorum": Entry("mesh.cli.quorum:quorum", "The managers, and whether they can agree", CLUSTER),
+    "backup": Entry("mesh.cli.backup:backup", "Write the state of the cluster to a file", CLUSTER),
     "node": Entry("mesh.cli.node:node", "Machines of the cluster", OBJECTS),
     "network": Entry("mesh.cli.network:network", "Networks that reach over all nodes", OBJECTS),
     "service": Entry("mesh.cli.service:service", "Services: what should run, and under which name", OBJECTS),

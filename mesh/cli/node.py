@@ -13,6 +13,7 @@ from mesh.cli.complete import names
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.lazy import AliasedGroup
 from mesh.cli.output import Listing, ListOptions, inspect_option, list_options, print_list, print_objects
+from mesh.cli.quorum import even
 from mesh.cli.session import Session, for_each, pass_session, retry_overtaken
 from mesh.cli.show.names import node_name, node_names
 from mesh.cli.show.nodes import COLUMNS, MORE, marked, node_records, node_rows, pretty_node
@@ -33,6 +34,11 @@ def _reference(client: Client, name: str) -> str:
     return client.info().node_id if name == "self" else name
 
 
+def _standing(client: Client) -> dict[str, str]:
+    """What the managers are, by node id."""
+    return {row.node_id: row.status for row in client.survey().managers}
+
+
 @node.command("ls")
 @list_options
 @pass_session
@@ -47,10 +53,11 @@ def ls(session: Session, options: ListOptions) -> None:
     """
     client = session.client()
     nodes, self_id = client.list(Node, options.filters), client.info().node_id
-    rows = node_rows(nodes, self_id)
+    standing = _standing(client)
+    rows = node_rows(nodes, self_id, standing)
     if options.format == "table" and not options.quiet:
         rows = marked(rows)
-    print_list(options, Listing(COLUMNS, rows, node_records(nodes, self_id), MORE))
+    print_list(options, Listing(COLUMNS, rows, node_records(nodes, self_id, standing), MORE))
 
 
 @node.command("inspect")
@@ -68,11 +75,12 @@ def inspect(session: Session, nodes: Sequence[str], pretty: bool, format_: str) 
     """
     client = session.client()
     self_id = client.info().node_id
+    standing = _standing(client)
     found = [client.get(Node, self_id if name == "self" else name) for name in nodes or ("self",)]
     if pretty:
         click.echo("\n".join(pretty_node(one, session.wall_ms()) for one in found), nl=False)
     else:
-        print_objects(format_, [record for one in found for record in node_records([one], self_id)])
+        print_objects(format_, [record for one in found for record in node_records([one], self_id, standing)])
 
 
 @node.command("ps")
@@ -154,6 +162,13 @@ def _change(client: Client, name: str, decide: Callable[[Node], NodeSpec]) -> No
     return retry_overtaken(step)
 
 
+def warn_of_managers(session: Session) -> None:
+    """An even number of managers tolerates no more than one less would."""
+    managers = sum(one.spec.role == "manager" for one in session.client().list(Node, {"role": ["manager"]}))
+    if sentence := even(managers):
+        session.warn(sentence)
+
+
 def _give_role(session: Session, nodes: Sequence[str], role: Role) -> None:
     client = session.client()
 
@@ -166,6 +181,7 @@ def _give_role(session: Session, nodes: Sequence[str], role: Role) -> None:
             click.echo(f"node {shown} becomes a {role}")
 
     for_each(nodes, give)
+    warn_of_managers(session)
 
 
 @node.command("promote")
@@ -177,6 +193,8 @@ def promote(session: Session, nodes: Sequence[str]) -> None:
     \b
     Examples:
       mesh node promote h2 h3
+
+    A cluster of 3 managers tolerates the loss of one, one of 5 that of two.
     """
     _give_role(session, nodes, "manager")
 
@@ -185,7 +203,7 @@ def promote(session: Session, nodes: Sequence[str]) -> None:
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=names("node"))
 @pass_session
 def demote(session: Session, nodes: Sequence[str]) -> None:
-    """Make managers workers.
+    """Make managers workers. Refused if those who are left could not agree on anything.
 
     \b
     Examples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from control.model import Node
 from mesh.cli.show.names import ago, node_name
@@ -23,18 +23,18 @@ COLUMNS = {
 MORE = {"Name": "NAME", "Self": "SELF", "Role": "ROLE", "Number": "NUMBER", "Labels": "LABELS"}
 
 
-def manager_status(node: Node, managers: int) -> str:
-    """Leader, Reachable, Unreachable; "" of a worker. The only manager leads."""
+Standing = Mapping[str, str]  # of managers, by node id: leader, reachable, unreachable
+
+
+def manager_status(node: Node, standing: Standing) -> str:
+    """Leader, Reachable, Unreachable; "" of a worker. "Joining" is one that takes no part yet."""
     if node.spec.role != "manager":
         return ""
-    if node.status.state == "down":
-        return "Unreachable"
-    return "Leader" if managers == 1 else "Reachable"
+    return standing.get(node.id, "joining").capitalize()
 
 
-def node_rows(nodes: Sequence[Node], self_id: str) -> list[Record]:
+def node_rows(nodes: Sequence[Node], self_id: str, standing: Standing) -> list[Record]:
     """Rows in the order of names."""
-    managers = sum(1 for node in nodes if node.spec.role == "manager")
     return [
         Record(
             ID=node.id,
@@ -42,7 +42,7 @@ def node_rows(nodes: Sequence[Node], self_id: str) -> list[Record]:
             Name=node_name(node),
             Status=node.status.state.capitalize(),
             Availability=node.spec.availability.capitalize(),
-            ManagerStatus=manager_status(node, managers),
+            ManagerStatus=manager_status(node, standing),
             EngineVersion=node.description.version,
             Address=node.status.data_address or node.status.address,
             Role=node.spec.role,
@@ -64,11 +64,10 @@ def sorted_nodes(nodes: Sequence[Node]) -> list[Node]:
     return sorted(nodes, key=lambda node: (node_name(node), node.number))
 
 
-def node_records(nodes: Sequence[Node], self_id: str) -> list[Record]:
+def node_records(nodes: Sequence[Node], self_id: str, standing: Standing) -> list[Record]:
     """Whole objects for JSON, in the order of rows."""
-    managers = sum(1 for node in nodes if node.spec.role == "manager")
     return [
-        record(node, self=node.id == self_id, manager_status=manager_status(node, managers).lower())
+        record(node, self=node.id == self_id, manager_status=manager_status(node, standing).lower())
         for node in sorted_nodes(nodes)
     ]
 

@@ -171,6 +171,8 @@ class FakeDaemon(ControlServicer, LocalServicer):
     watched: list[pb.Event] = field(default_factory=list)
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
+    quorum: pb.QuorumReply | None = None  # what the managers are; None: all there, the first one leads
+
     def add(self, *objects: Object) -> None:
         self.objects |= {obj.id: obj for obj in objects}
 
@@ -283,6 +285,21 @@ class FakeDaemon(ControlServicer, LocalServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f'no task "{request.reference}" runs on this node')
         task_id, pid = self.processes[request.reference]
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+    def QuorumStatus(self, request: pb.LookRequest, context: grpc.ServicerContext) -> pb.QuorumReply:
+        self._begin("QuorumStatus", request, context)
+        if self.quorum is not None:
+            return self.quorum
+        managers = [node for node in self._of("node") if node.spec.role == "manager"]
+        reply = pb.QuorumReply()
+        for number, node in enumerate(managers):
+            row = reply.managers.add(node_id=node.id, name=node.description.hostname, voter=True)
+            row.status = "reachable" if number else "leader"
+        return reply
+
+    def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> Iterator[pb.BackupPiece]:
+        self._begin("Backup", request, context)
+        yield from (pb.BackupPiece(data=data) for data in (b"all of ", b"it"))
 
     def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> pb.TraceReply:
         self._begin("Trace", request, context)

@@ -22,6 +22,8 @@ def test_init_prints_how_to_join(mesh: Mesh) -> None:
         "\n"
         "    mesh join --token MTKN-1-w 10.0.0.1:7377\n"
         "\n"
+        'To add a manager, run "mesh token show manager" and follow the instructions.\n'
+        "\n"
     )
     (request,) = mesh.daemon.requests("Init")
     assert (request.advertise_address, request.data_address, request.availability) == ("10.0.0.1", "", "active")
