@@ -30,9 +30,8 @@ MESSAGE_MAX = 1300
 TASKS_MAX = 4096
 OWNERS_MAX = 16384  # members of a cluster, see gossip.serf.roster
 NAME_MAX = 128
-# Each node sends a change this often, at least, and this many times the digits of the number of peers: few are missed.
-TRANSMITS_FLOOR = 12
-TRANSMITS_MULT = 4
+# Each node sends a change this often: few are missed, and a digest brings it to those (docs/decisions/0024).
+TRANSMITS, TRANSMITS_LARGE, LARGE_FROM = 12, 16, 100
 PEERS_PER_ROUND = 3
 ROUND_S = 0.2
 DIGEST_INTERVAL_S = 10.0
@@ -252,7 +251,7 @@ class EndpointTable:
             self._pushes = {self._own: (message, self._transmits()), **self._pushes}
 
     def _transmits(self) -> int:
-        return max(TRANSMITS_FLOOR, TRANSMITS_MULT * len(str(len(self._peers))))
+        return TRANSMITS if len(self._peers) < LARGE_FROM else TRANSMITS_LARGE
 
     def _push_round(self) -> None:
         if not self._peers:

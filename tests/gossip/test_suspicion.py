@@ -7,6 +7,7 @@ import pytest
 from gossip.awareness import Awareness
 from gossip.profile import LAN, Profile
 from gossip.suspicion import Suspicion, duration_s, suspicion
+from tests.sim.gossip.spread import chance
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,17 @@ def test_awareness_stays_in_its_bounds() -> None:
     assert (awareness.score, awareness.scale_s(2.0)) == (7, 16.0)
     awareness.apply(-3)
     assert awareness.score == 4
+
+
+@pytest.mark.parametrize(
+    ("nodes", "times"), [(1, 12), (9, 12), (99, 12), (100, 16), (999, 16), (2400, 16), (10_000, 20)]
+)
+def test_a_broadcast_is_sent_often_enough_to_miss_nobody(nodes: int, times: int) -> None:
+    assert LAN.retransmits(nodes) == times
+
+
+def test_fewer_sends_would_miss_somebody() -> None:
+    """The epidemic alone, seeded: what the floors are for."""
+    assert chance(9, 4, 0.0, work=100_000) > 3
+    assert chance(9, 12, 0.1, work=100_000) == 0
+    assert chance(150, 8, 0.25, work=1) > chance(150, 16, 0.25, work=1) + 10

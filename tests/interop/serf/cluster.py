@@ -144,7 +144,11 @@ class Cluster:
         return until(
             lambda: all(wanted.items() <= node.statuses().items() for node in nodes or self.running()),
             timeout_s,
-            lambda: "; ".join(f"{node.name}: {node.statuses()}" for node in nodes or self.running()),
+            lambda: "; ".join(
+                f"{node.name}: {dict(node.statuses().items() ^ wanted.items())}"
+                for node in nodes or self.running()
+                if not wanted.items() <= node.statuses().items()
+            ),
         )
 
     def full(self, timeout_s: float = 20.0) -> float:
