@@ -253,25 +253,17 @@ class Core:
         committed = self._apply() if log.applied < min(log.commit, log.durable) else ()
         if s.flush and s.role is Role.LEADER:
             leader.flush(s)
-        hard, soft = self._news_of_hard_state(), self._news_of_soft_state()
+        known, seen = self._hard, self._soft
+        promised = s.term != known.term or s.vote != known.vote
+        hard = HardState(s.term, s.vote, log.commit) if promised or log.commit != known.commit else None
+        same = s.role is seen.role and s.term == seen.term and s.leader == seen.leader and s.leads() == seen.leading
+        soft = None if same else s.soft_state()
         has_entries = log.handed < log.last_index or log.installing is not None
         if not (has_entries or hard or soft or committed or s.early or s.late or s.reads.answers):
             return None
-        must_sync = has_entries or (hard is not None and (hard.term, hard.vote) != (self._hard.term, self._hard.vote))
+        must_sync = has_entries or promised
         self._hard, self._soft = hard or self._hard, soft or self._soft
         return self._hand_out(hard, soft, committed, must_sync=must_sync)
-
-    def _news_of_hard_state(self) -> HardState | None:
-        s, known = self._s, self._hard
-        if s.log.commit == known.commit and s.term == known.term and s.vote == known.vote:
-            return None
-        return HardState(s.term, s.vote, s.log.commit)
-
-    def _news_of_soft_state(self) -> SoftState | None:
-        s, known = self._s, self._soft
-        if s.role is known.role and s.term == known.term and s.leader == known.leader and s.leads() == known.leading:
-            return None
-        return s.soft_state()
 
     def _hand_out(
         self, hard: HardState | None, soft: SoftState | None, committed: tuple[Entry, ...], *, must_sync: bool

@@ -42,9 +42,9 @@ class Checks:
                 raise Violation("commit goes back", f"{node.id} {node.seen_commit} -> {commit}")
             self._committed(node, node.seen_commit + 1, commit)
             node.seen_commit = commit
-        if s.role is not Role.LEADER or s.log.term(commit) != s.term:
-            return  # how much of it is committed is not known yet
-        if s.log.uncommitted_bytes > self.world.options.uncommitted_bytes + 2000:
+        if s.log.uncommitted_bytes <= self.world.bytes_max:
+            return
+        if s.role is Role.LEADER and s.log.term(commit) == s.term:  # else it is not known yet what is committed
             raise Violation("bounds", f"{node.id} has {s.log.uncommitted_bytes} bytes uncommitted")
 
     def _elected(self, node: Node) -> None:
@@ -147,7 +147,10 @@ class Checks:
     @staticmethod
     def removed(node: Node, member_id: str) -> bool:
         """As a node knows."""
-        configuration = node.core._s.configuration  # type: ignore[union-attr]
+        s = node.core._s  # type: ignore[union-attr]
+        if member_id in s.members:
+            return False
+        configuration = s.configuration
         if any(member.id == member_id for member in configuration.members):
             return False
         return number_of(member_id) <= configuration.joined

@@ -163,8 +163,11 @@ class Node:
                 if ready is None:
                     return
                 self.world.checks.look(self)
-                self.voters = self.core._s.voters
+                s = self.core._s
+                self.voters = s.voters
                 self.handle(ready)
+                if s.log.applied >= s.log.commit and not s.flush:
+                    return  # to ask would be in vain, mostly; a shell asks until there is nothing
         except Died:
             self.crash()
 
