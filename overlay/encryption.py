@@ -58,7 +58,7 @@ class Encryption:
             raise OSError("this node has no keys")
         door, keys = self.door(), self._keys.load()
         changes["encryption sysctl"] += len(inner.set_sysctls(_SYSCTLS))
-        wg_mtu = names.encrypted_mtu(mtu, plan.underlay.version)
+        wg_mtu = names.encrypted_mtu(mtu)
         held = {key.slot: self._device(door, host, inner, plan, key, wg_mtu, changes) for key in keys}
         wanted = tunnels.wanted_peers(plan, own_keys=len(keys))
         for slot, device in held.items():
@@ -77,7 +77,6 @@ class Encryption:
             return
         door, keys = self.door(), self._keys.load()
         wanted = tunnels.wanted_peers(plan, own_keys=len(keys))
-        held: dict[int, WgDevice] = {}
         for slot in names.KEY_SLOTS:
             device = door.observe(inner, slot)
             if slot not in {key.slot for key in keys}:
@@ -85,13 +84,15 @@ class Encryption:
                     door.remove(inner, slot)
                     changes["encryption link"] += 1
             elif device is not None:
-                held[slot] = device
                 for public in device.peers.keys() - wanted.keys():
                     door.end_peer(inner, slot, public)
                     changes["encryption peer"] += 1
-        for route in inner.routes(names.ROUTE_PROTOCOL) - _routes(plan, _paths(plan, keys, held)):
-            inner.delete_route(route, names.ROUTE_PROTOCOL)
-            changes["encryption route"] += 1
+        # By which key a node is sent to is for `apply` to say, which may have known of fewer sessions.
+        kept = {f"{names.tunnel_address(peer.number, key.slot)}/32" for peer in plan.peers for key in peer.keys}
+        for route in inner.routes(names.ROUTE_PROTOCOL):
+            if route.destination not in kept:
+                inner.delete_route(route, names.ROUTE_PROTOCOL)
+                changes["encryption route"] += 1
         for link in inner.links().values():
             if link.kind == "vxlan":  # of a crash before it got into its router
                 inner.delete_link(link.index)

@@ -226,7 +226,7 @@ class Kernel:
         vxlan = self._vxlan(underlay, router, plan, network, report)
         uplink = self._uplink(host, router, network, report)
         self._addresses(router, router_addresses(network, links["lo"].index, uplink.index), report)
-        self._tunnels(router, vxlan, underlay.nodes, report)
+        self._tunnels(router, vxlan, network, underlay.nodes, report)
         veths = self._veths(router, network, mtu, report)
         self._sysctls(router, {f"ipv4/neigh/{device}/proxy_delay": "0" for device in veths.values()}, "router", report)
         self._routes(router, plan, network, router.links(), veths, report)
@@ -324,9 +324,11 @@ class Kernel:
             router.add_address(index, address)
             report.changes["address"] += 1
 
-    def _tunnels(self, router: Namespace, vxlan: Link, nodes: Mapping[int, str], report: Report) -> None:
+    def _tunnels(
+        self, router: Namespace, vxlan: Link, network: OverlayNetwork, nodes: Mapping[int, str], report: Report
+    ) -> None:
         """One permanent neighbour and one FDB entry per other node."""
-        neighbours, entries = tunnel_state(nodes)
+        neighbours, entries = tunnel_state(network, nodes)
         held = router.neighbours(vxlan.index)
         for address, mac in neighbours.items():
             if held.get(address) != mac:
@@ -443,7 +445,7 @@ class Kernel:
         self, router: Namespace, vxlan: Link, plan: OverlayPlan, network: OverlayNetwork, report: Report
     ) -> None:
         """Forget nodes that are gone; where those that stay are reached, `_tunnels` has said."""
-        neighbours, entries = tunnel_state(dict.fromkeys(reached(plan, network), ""))
+        neighbours, entries = tunnel_state(network, dict.fromkeys(reached(plan, network), ""))
         for address in router.neighbours(vxlan.index):
             if address not in neighbours:
                 router.delete_neighbour(vxlan.index, address)

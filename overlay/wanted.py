@@ -66,13 +66,14 @@ def task_sysctls6(device: str) -> dict[str, str]:
     return {f"ipv6/conf/{device}/disable_ipv6": "0", f"ipv6/conf/{device}/accept_ra": "0"}
 
 
-def tunnel_state(nodes: Mapping[int, str]) -> tuple[dict[str, str], set[FdbEntry]]:
-    """Neighbours (address -> MAC) and FDB entries of a VXLAN device, for nodes with their tunnel addresses."""
-    neighbours = {
-        str(address): names.router_mac(number)
-        for number in nodes
-        for address in (names.router_address(number), names.router_address6(number))
-    }
+def tunnel_state(network: OverlayNetwork, nodes: Mapping[int, str]) -> tuple[dict[str, str], set[FdbEntry]]:
+    """Neighbours (address -> MAC) and FDB entries of a VXLAN device, for nodes with their tunnel addresses.
+
+    Of IPv6 only where the network has it: below an MTU of 1280 a device takes none.
+    """
+    neighbours = {str(names.router_address(number)): names.router_mac(number) for number in nodes}
+    if network.subnet6 is not None:
+        neighbours |= {str(names.router_address6(number)): names.router_mac(number) for number in nodes}
     return neighbours, {FdbEntry(names.router_mac(number), tunnel) for number, tunnel in nodes.items()}
 
 

@@ -8,13 +8,13 @@ NetlinkError.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +29,6 @@ _SOCKETS = Path("/var/run/wireguard")  # compiled into the program
 _TUN = Path("/dev/net/tun")
 # The program answers within milliseconds, and the kernel at once; what hangs must not hang the daemon.
 _TIMEOUT_S = 5.0
-# The program reads the MTU of its device when the kernel says that it has changed, and only before the device is moved.
-_MTU_HEARD_S = 0.05
 _NETLINK_BYTES = 1 << 16
 _ANSWER_BYTES = 1 << 16
 _NETLINK_GENERIC, _ERROR, _DONE = 16, 2, 3  # netlink(7)
@@ -186,9 +184,9 @@ class InProgram:
         _delete(host, started)
         _SOCKETS.mkdir(mode=0o700, parents=True, exist_ok=True)
         inside(host.path, lambda: self._start(started))
+        self._ask(slot, wgwire.GET)  # its second process looks for the device here, and ends if it is not
         link = host.links()[started]
-        host.set_link(link.index, mtu=mtu)
-        time.sleep(_MTU_HEARD_S)
+        host.set_link(link.index, mtu=mtu)  # the program hears of it here only, and may have moved before
         host.move_link(link.index, str(inner.path), _ALIAS)
         moved = inner.links()[started]
         inner.set_link(moved.index, ifname=device)
@@ -220,9 +218,16 @@ class InProgram:
 
     def remove(self, inner: Namespace, slot: int) -> None:
         """See `WireGuard`."""
-        _delete(inner, names.wireguard_device(slot))
-        _delete(inner, self._started(slot))  # of a crash before it had its name
-        self._socket(slot).unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(_TIMEOUT_S)
+            with contextlib.suppress(OSError):
+                sock.connect(str(self._socket(slot)))
+            _delete(inner, names.wireguard_device(slot))
+            _delete(inner, self._started(slot))  # of a crash before it had its name
+            self._socket(slot).unlink(missing_ok=True)
+            # The process removes the name of its socket when it ends: not before that has another process that name.
+            with contextlib.suppress(OSError):
+                sock.recv(1)
 
     def _started(self, slot: int) -> str:
         """The name of a device before it is moved, and of its process's socket."""
