@@ -11,8 +11,10 @@ from typing import Literal
 import msgspec
 
 from control.model import (
+    Attachment,
     BalancePolicy,
     EndpointMode,
+    Lease,
     NamedPort,
     NamePolicy,
     Network,
@@ -36,6 +38,8 @@ class Settings(Value, frozen=True, kw_only=True):
     heartbeat_period_s: float
     gossip_port: int = 7946
     gossip_keys: tuple[str, ...] = ()
+    address_pools: tuple[str, ...] = ()  # where networks made through an engine take their subnets
+    subnet_prefix_length: int = 20
 
 
 class Peer(Value, frozen=True, kw_only=True):
@@ -76,18 +80,30 @@ class Endpoint(Value, frozen=True, kw_only=True):
     hostname: str
     state: EndpointState
     host_ports: tuple[PortSpec, ...] = ()
+    weight: int = 1  # beside others of its service
 
 
-Record = Settings | Peer | Node | Network | ServiceEntry | Endpoint | Task
-RecordKind = Literal["settings", "peer", "node", "network", "service", "endpoint", "task"]
+class KnownNetwork(Value, frozen=True, kw_only=True):
+    """A network of the cluster, whether or not this node takes part in it."""
+
+    network: Network
+
+
+Record = Settings | Peer | KnownNetwork | Node | Network | ServiceEntry | Endpoint | Task | Lease | Attachment
+RecordKind = Literal[
+    "settings", "peer", "catalog", "node", "network", "service", "endpoint", "task", "lease", "attachment"
+]
 RECORDS: dict[RecordKind, type[Record]] = {
     "settings": Settings,
     "peer": Peer,
+    "catalog": KnownNetwork,
     "node": Node,  # of the node itself: what constraints look at, and nothing else
     "network": Network,
     "service": ServiceEntry,
     "endpoint": Endpoint,
     "task": Task,
+    "lease": Lease,  # of the node itself
+    "attachment": Attachment,  # likewise: what the managers have heard from it
 }
 Key = tuple[RecordKind, str]
 
@@ -109,6 +125,22 @@ def key_of(record: Record) -> Key:
             return ("endpoint", f"{record.task_id}/{record.network_id}")
         case Task():
             return ("task", record.id)
+        case KnownNetwork():
+            return ("catalog", record.network.id)
+        case Lease():
+            return ("lease", record.id)
+        case Attachment():
+            return ("attachment", record.id)
+
+
+class AttachmentReport(Value, frozen=True, kw_only=True):
+    """What a node says of containers of others: everything, each time.
+
+    `wishes`: network id -> how many leases it wants to have there; what it has already it keeps.
+    """
+
+    attachments: tuple[Attachment, ...] = ()
+    wishes: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
 
 
 _encoder = msgspec.msgpack.Encoder()

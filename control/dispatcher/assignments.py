@@ -16,11 +16,14 @@ from types import MappingProxyType
 
 import msgspec
 
-from control.assignment import Endpoint, EndpointState, Key, Peer, Record, ServiceEntry, Settings, key_of
+from control.assignment import Endpoint, EndpointState, Key, KnownNetwork, Peer, Record, ServiceEntry, Settings, key_of
+from control.dispatcher.attached import attached_records, own_service_id, with_namesakes
 from control.lifecycle import TaskState, is_terminal
 from control.model import (
+    Attachment,
     Authority,
     Cluster,
+    Lease,
     Meta,
     Network,
     Node,
@@ -31,6 +34,7 @@ from control.model import (
     RestingAddress,
     Service,
     Task,
+    TaskAddress,
     TaskSpec,
     TaskStatus,
     User,
@@ -80,12 +84,22 @@ class Tables:
     def layers_of(self, node_id: str) -> tuple[LayerId, ...]:
         """The layers that a node takes part in, in a fixed order. Follows from its own layer and `ingress` alone."""
         networks = {
-            network_layer(address.network_id)
-            for task in self.layer(node_layer(node_id)).values()
-            if isinstance(task, Task) and not is_terminal(task.status.state)
-            for address in task.addresses
+            network_layer(place.network_id)
+            for record in self.layer(node_layer(node_id)).values()
+            for place in _places(record)
         }
         return (EVERYBODY, node_layer(node_id), *sorted(networks | self.ingress))
+
+
+def _places(record: Record) -> tuple[TaskAddress | Attachment, ...]:
+    """Where something that a node has of its own is on networks."""
+    match record:
+        case Task():
+            return () if is_terminal(record.status.state) else record.addresses
+        case Attachment():
+            return (record,)
+        case _:
+            return ()
 
 
 def assignments(tables: Tables, node_id: str) -> dict[Key, Record]:
@@ -118,6 +132,9 @@ def advance(tables: Tables, snapshot: Snapshot, events: Iterable[Event], version
         now[type(obj), obj.id] = snapshot.get(type(obj), obj.id)
         if isinstance(obj, Node):  # its state and name are in the records of its tasks
             now.update(((Task, task.id), task) for task in snapshot.tasks_on_node(obj.id))
+        for attachment in with_namesakes(event, snapshot):
+            before.append(attachment)
+            now[Attachment, attachment.id] = attachment
     return _edit(tables, snapshot, before, (obj for obj in now.values() if obj is not None), version)
 
 
@@ -126,8 +143,8 @@ def _edit(tables: Tables, snapshot: Snapshot, before: Iterable[Object], now: Ite
     services_changed = False
     for obj in before:
         services_changed = services_changed or isinstance(obj, Service)
-        for layer_id, record in _records(obj, snapshot):
-            edits.setdefault(layer_id, {})[key_of(record)] = None
+        for layer_id, key in _keys(obj, snapshot):
+            edits.setdefault(layer_id, {})[key] = None
     for obj in now:
         services_changed = services_changed or isinstance(obj, Service)
         for layer_id, record in _records(obj, snapshot):
@@ -160,6 +177,14 @@ def _edited(layer: Layer, edit: Mapping[Key, Record | None]) -> Layer:
 # --- objects to records -------------------------------------------------------------------------------------------
 
 
+def _keys(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Key]]:
+    """Where the records of an object may be that was there before, when `snapshot` was not yet."""
+    for layer_id, record in _records(obj, snapshot):
+        yield layer_id, key_of(record)
+    if isinstance(obj, Attachment):  # whether or not there was a service of its name then
+        yield network_layer(obj.network_id), ("service", own_service_id(obj.network_id, obj.service))
+
+
 def _records(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]]:
     """What an object puts into which layers."""
     match obj:
@@ -169,7 +194,9 @@ def _records(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]
             yield EVERYBODY, _peer(obj)
             yield node_layer(obj.id), _own_node(obj)
         case Network():
-            yield network_layer(obj.id), msgspec.structs.replace(obj, meta=Meta())
+            told = msgspec.structs.replace(obj, meta=Meta())
+            yield network_layer(obj.id), told
+            yield EVERYBODY, KnownNetwork(network=told)
         case Service():
             entry = _service_entry(obj)
             for network_id in {*entry.aliases, *(v.network_id for v in entry.vips)}:
@@ -179,8 +206,20 @@ def _records(obj: Object, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]
                 yield node_layer(obj.node_id), _own_task(obj)
                 for endpoint in _endpoints(obj, snapshot.get(Node, obj.node_id)):
                     yield network_layer(endpoint.network_id), endpoint
+        case Lease() | Attachment():
+            yield from _records_of_others(obj, snapshot)
         case RestingAddress() | Authority() | User():
             pass
+
+
+def _records_of_others(obj: Lease | Attachment, snapshot: Snapshot) -> Iterator[tuple[LayerId, Record]]:
+    """What containers of others put into which layers."""
+    if isinstance(obj, Attachment):
+        for record in attached_records(obj, snapshot):
+            yield network_layer(obj.network_id), record
+    elif not obj.block:
+        return  # a wish
+    yield node_layer(obj.node_id), msgspec.structs.replace(obj, meta=Meta())
 
 
 def _settings(cluster: Cluster) -> Settings:
@@ -192,6 +231,8 @@ def _settings(cluster: Cluster) -> Settings:
         heartbeat_period_s=spec.heartbeat_period_s,
         gossip_port=spec.gossip_port,
         gossip_keys=cluster.gossip_keys,
+        address_pools=spec.address_pools,
+        subnet_prefix_length=spec.subnet_prefix_length,
     )
 
 

@@ -22,7 +22,9 @@ from ipaddress import ip_address
 
 import msgspec
 
+from control.assignment import AttachmentReport
 from control.dispatcher.assignments import advance, build
+from control.dispatcher.attaching import read_report
 from control.dispatcher.events import (
     Close,
     Closed,
@@ -113,6 +115,7 @@ class Sessions:
         self._reports: dict[str, TaskStatus] = {}
         self._updates: dict[str, NodeUpdate] = {}
         self._orphaned: set[str] = set()
+        self._attached: dict[str, AttachmentReport] = {}
         self._withdrawals = Withdrawals()
         self._writing: Write | None = None
         self._writes = 0
@@ -228,12 +231,10 @@ class Sessions:
                 self._report(stream, node, message.statuses)
             case "applied":
                 self._note_applied(node, message.applied.sequence)
+            case "attachments":
+                self._note_attached(node, message.attachments)
             case "description":
-                description = _description(message.description)
-                if description is None:
-                    self._counters["undecodable"] += 1
-                else:
-                    self._update(node.id, NodeUpdate(description=description))
+                self._note_description(node, message.description)
             case _:
                 self._counters["unknown_message"] += 1  # of a newer version
 
@@ -369,6 +370,20 @@ class Sessions:
         elif before != status:
             self._counters["regressions"] += 1
 
+    def _note_description(self, node: _Node, data: bytes) -> None:
+        description = _description(data)
+        if description is None:
+            self._counters["undecodable"] += 1
+        else:
+            self._update(node.id, NodeUpdate(description=description))
+
+    def _note_attached(self, node: _Node, data: bytes) -> None:
+        report = read_report(data)
+        if report is None:
+            self._counters["undecodable"] += 1
+        else:
+            self._attached[node.id] = report
+
     def _note_applied(self, node: _Node, sequence: int) -> None:
         if node.feed is None or sequence > node.feed.sequence:
             self._counters["applied_ahead"] += 1
@@ -482,6 +497,7 @@ class Sessions:
         if node is not None:
             self._check_withdrawals(node)
         self._updates.pop(node_id, None)
+        self._attached.pop(node_id, None)
         if self._snapshot.tasks_on_node(node_id):
             self._orphaned.add(node_id)
 
@@ -534,11 +550,13 @@ class Sessions:
 
     def _write(self) -> None:
         """One write at a time; what comes meanwhile goes into the next."""
-        if self._writing is not None or not (self._reports or self._updates or self._orphaned):
+        news = self._reports or self._updates or self._orphaned or self._attached
+        if self._writing is not None or not news:
             return
         self._writes += 1
-        self._writing = Write(self._writes, self._reports, self._updates, frozenset(self._orphaned))
-        self._reports, self._updates, self._orphaned = {}, {}, set()
+        orphaned = frozenset(self._orphaned)
+        self._writing = Write(self._writes, self._reports, self._updates, orphaned, self._attached)
+        self._reports, self._updates, self._orphaned, self._attached = {}, {}, set(), {}
         self._out.append(self._writing)
 
     def _written(self, number: int) -> None:

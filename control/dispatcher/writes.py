@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from control.assignment import AttachmentReport
 from control.lifecycle import TaskState, Writer, is_terminal, may_observe
 from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
 from control.store.tables import Snapshot
@@ -46,6 +47,7 @@ class Write:
     reports: Mapping[str, TaskStatus] = field(default_factory=dict)
     nodes: Mapping[str, NodeUpdate] = field(default_factory=dict)
     orphaned: frozenset[str] = frozenset()
+    attached: Mapping[str, AttachmentReport] = field(default_factory=dict)
 
 
 def report_changes(write: Write, snapshot: Snapshot) -> list[Put]:

@@ -50,6 +50,11 @@ def remove_network(snapshot: Snapshot, network: Network) -> list[Change]:
     live = sum(1 for task in snapshot.tasks_on_network(network.id) if not is_terminal(task.status.state))
     if live:
         raise Refusal("FAILED_PRECONDITION", f"{name} still has {live} tasks that are stopping: try again soon")
+    boxes = sorted(a.name for a in snapshot.attachments_on_network(network.id))
+    if boxes:
+        shown = ", ".join(f'"{b}"' for b in boxes[:_LISTED]) + (", …" if len(boxes) > _LISTED else "")
+        noun = "container" if len(boxes) == 1 else "containers"
+        raise Refusal("FAILED_PRECONDITION", f"{name} is used by {noun} {shown}: remove or detach them first")
     return [Delete(Network, network.id, network.meta.version)]
 
 

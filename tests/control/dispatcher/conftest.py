@@ -15,8 +15,10 @@ from control.dispatcher.sessions import Sessions
 from control.dispatcher.writes import Write, node_changes, report_changes
 from control.lifecycle import TaskState
 from control.model import (
+    Attachment,
     Cluster,
     ClusterSpec,
+    Lease,
     Meta,
     Network,
     NetworkAttachment,
@@ -95,6 +97,20 @@ class Make:
             addresses=tuple(TaskAddress(network_id=n, address=f"10.128.0.{10 + slot}") for n in networks),
             **fields,
         )
+
+    def attachment(self, number: int, node: int, network: str, service: str, **fields: Any) -> Attachment:
+        return Attachment(
+            id=f"c{number}",
+            node_id=f"node{node}",
+            network_id=network,
+            address=f"10.128.1.{number}",
+            name=f"box{number}",
+            service=service,
+            **fields,
+        )
+
+    def lease(self, number: int, node: int, network: str, block: str = "") -> Lease:
+        return Lease(id=f"{network}/node{node}/{number}", node_id=f"node{node}", network_id=network, block=block)
 
 
 class Receiver:

@@ -15,6 +15,7 @@ from control.dispatcher.feed import Encoder, Feed
 from control.lifecycle import TaskState
 from control.model import (
     Meta,
+    NamedPort,
     Node,
     NodeDescription,
     NodeSpec,
@@ -42,7 +43,11 @@ def test_settings_and_peers_go_to_everybody(make: Any) -> None:
     found = records("node1", make.cluster(vxlan_port=4790), make.node(1), make.node(2, state="down"))
     assert found == {
         ("settings", ""): Settings(
-            cluster_id="cluster", cluster_name="default", vxlan_port=4790, heartbeat_period_s=5.0
+            cluster_id="cluster",
+            cluster_name="default",
+            vxlan_port=4790,
+            heartbeat_period_s=5.0,
+            address_pools=("10.128.0.0/9",),
         ),
         ("peer", "node1"): Peer(node_id="node1", number=1, name="h1", data_address="192.0.2.1", state="ready"),
         ("peer", "node2"): Peer(node_id="node2", number=2, name="h2", data_address="192.0.2.2", state="down"),
@@ -103,7 +108,7 @@ def test_a_task_that_is_not_placed_is_nobodys(make: Any, state: TaskState) -> No
     found = records(
         "node1", make.cluster(), make.node(1), make.network("web"), make.task("api", 1, 1, "web", state=state)
     )
-    assert {kind for kind, _ in found} == {"settings", "peer", "node"}
+    assert {kind for kind, _ in found} == {"settings", "peer", "catalog", "node"}
 
 
 def test_an_endpoint_says_where_and_who(make: Any) -> None:
@@ -188,7 +193,47 @@ def test_one_node_does_not_hear_of_the_networks_of_another(make: Any) -> None:
         make.service("api", "web"),
         make.task("api", 1, 2, "web"),
     )
-    assert {kind for kind, _ in found} == {"settings", "peer", "node"}
+    assert {kind for kind, _ in found} == {"settings", "peer", "catalog", "node"}
+
+
+# --- containers of others -----------------------------------------------------------------------------------------
+
+
+def test_a_container_on_a_network_is_known_to_all_nodes_on_it(make: Any) -> None:
+    mine, other = make.attachment(1, 1, "web", "own"), make.attachment(2, 2, "web", "Own", weight=3)
+    found = records("node1", make.cluster(), make.node(1), make.node(2), make.network("web"), mine, other)
+    assert found["attachment", "c1"] == mine
+    assert ("attachment", "c2") not in found
+    endpoints = [e for e in found.values() if isinstance(e, Endpoint)]
+    assert [(e.address, e.state, e.weight) for e in endpoints] == [
+        ("10.128.1.1", "ready", 1),
+        ("10.128.1.2", "ready", 3),
+    ]
+    entry = found["service", "attached/web/own"]
+    assert isinstance(entry, ServiceEntry)
+    assert {e.service_id for e in endpoints} == {entry.service_id}
+    assert (entry.name, entry.endpoint_mode, entry.vips) == ("own", "dnsrr", ())
+
+
+def test_a_service_of_its_name_on_its_network_takes_it_in(make: Any) -> None:
+    here, elsewhere = make.attachment(1, 1, "web", "api"), make.attachment(2, 1, "db", "api")
+    found = records(
+        "node1", make.cluster(), make.node(1), make.network("web"), make.network("db", vni=4098),
+        make.service("api", "web"), here, elsewhere,
+    )  # fmt: skip
+    services = {e.task_id: e.service_id for e in found.values() if isinstance(e, Endpoint)}
+    assert services == {"c1": "api", "c2": "attached/db/api"}
+    assert ("service", "attached/web/api") not in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "node_state", "state"),
+    [({}, "down", "lost"), ({"ready": False}, "ready", "starting"), ({"weight": 0}, "ready", "draining")],
+)
+def test_the_state_of_a_container(make: Any, fields: dict[str, Any], node_state: str, state: str) -> None:
+    box = make.attachment(1, 1, "web", "api", **fields)
+    found = records("node1", make.cluster(), make.node(1, state=node_state), make.network("web"), box)
+    assert [e.state for e in found.values() if isinstance(e, Endpoint)] == [state]
 
 
 # --- differences --------------------------------------------------------------------------------------------------
@@ -230,14 +275,26 @@ states = st.sampled_from([S.NEW, S.ASSIGNED, S.RUNNING, S.FAILED])
 networks = st.sets(st.sampled_from(["web", "db", "ops"]), max_size=2).map(sorted)
 ids = st.integers(1, 3)
 port = st.sampled_from([(), (PortSpec(target=80, published=80),), (PortSpec(target=80, published=80, mode="host"),)])
+DELETED = ("api1", "api2", "node1", "node2", "s1", "s2", "web", "c1", "c2")
 changes = st.lists(
     st.one_of(
         st.tuples(st.just("task"), ids, ids, networks, states),
         st.tuples(st.just("service"), ids, networks, port),
+        st.tuples(
+            st.just("attachment"),
+            ids,
+            ids,
+            st.sampled_from(["web", "db"]),
+            st.sampled_from(["s1", "own"]),
+            st.booleans(),
+        ),
+        st.tuples(st.just("lease"), ids, st.sampled_from(["", "10.128.1.0/28"])),
         st.tuples(st.just("node"), ids, st.sampled_from(["ready", "down"]), st.sampled_from(["h1", "other"])),
         st.tuples(st.just("network"), st.sampled_from(["web", "db", "ops"]), st.integers(4096, 4099)),
         st.tuples(st.just("period"), st.floats(1, 9)),
-        st.tuples(st.just("delete"), st.sampled_from(["api1", "api2", "node1", "node2", "s1", "s2", "web"])),
+        st.tuples(
+            st.just("delete"), st.sampled_from(["api1", "api2", "node1", "node2", "s1", "s2", "web", "c1", "c2"])
+        ),
         st.just(("commit",)),
     ),
     max_size=30,
@@ -294,6 +351,11 @@ class Replay:
                 return make.task("api", slot, node, *nets, state=state)  # type: ignore[no-any-return]
             case ("service", number, nets, ports):
                 return make.service(f"s{number}", *nets, ports=ports)  # type: ignore[no-any-return]
+            case ("attachment", number, node, network, name, ready):
+                port = NamedPort(name="http", port=80 + number)
+                return make.attachment(number, node, network, name, ready=ready, named_ports=(port,))  # type: ignore[no-any-return]
+            case ("lease", number, block):
+                return make.lease(number, 1, "web", block)  # type: ignore[no-any-return]
             case ("node", number, state, name):
                 node = make.node(number, state=state)
                 description = msgspec.structs.replace(node.description, hostname=name)

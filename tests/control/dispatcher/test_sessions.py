@@ -54,6 +54,7 @@ def test_a_session_begins_with_welcome_and_a_complete_set(world: Any) -> None:
         ("peer", "node1"),
         ("peer", "node2"),
         ("network", "web"),
+        ("catalog", "web"),
         ("service", "api"),
         ("endpoint", "api1/web"),
         ("endpoint", "api2/web"),
@@ -303,7 +304,7 @@ def test_changes_within_fifty_milliseconds_come_as_one_difference(world: Any, ma
     last = world.assignments(1)[-1]
     assert last.results_in == world.snapshot.version
     assert sum(r.kind == "task" for r in last.records) == 10
-    assert len(world.held(1).records) == 9 + 20
+    assert len(world.held(1).records) == 10 + 20
 
 
 def test_a_node_hears_nothing_of_what_does_not_concern_it(world: Any, make: Any) -> None:

@@ -106,7 +106,7 @@ async def test_a_session_from_hello_to_acknowledgement(cluster: Any) -> None:
     complete = await session.hear("assignments")
     assert (complete.applies_to, {r.kind for r in complete.records}) == (
         0,
-        {"settings", "peer", "node", "network", "endpoint", "task"},
+        {"settings", "peer", "catalog", "node", "network", "endpoint", "task"},
     )
     await until(lambda: cluster.get(Node, "node2").status.state == "ready")
     assert cluster.get(Node, "node2").status.data_address == "192.0.2.22"
