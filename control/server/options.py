@@ -14,12 +14,16 @@ CALLS_MAX = 8192
 # A peer that is gone without a word (cut cable) is noticed after at most this; sessions have their own heartbeat.
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 
+# Half-open connections, and such as do not get on with TLS; gRPC's own limit is two minutes.
+HANDSHAKE_TIMEOUT_MS = 10_000
+
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
     ("grpc.max_send_message_length", REPLY_MAX_BYTES),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
     ("grpc.so_reuseport", 0),  # a second daemon on the port is an error, not a partner that takes half of the calls
 )
 

@@ -1,0 +1,170 @@
+"""Holds every call of a server to the table in `control.access`: one interceptor, before anything of the call is done.
+
+It takes who calls from the certificate that TLS has verified, asks whether that one still stands (a removed node does
+not, nor a demoted manager as one), and looks the call up. What is refused is counted and logged, a change is written
+into the audit log. While a call is served, `caller()` says whose it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, cast
+
+import grpc
+
+from control import access
+from control.access import Caller
+from control.ca.names import holder_of
+from control.server.hop import CALLER, HOP, peer_address
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+# Why a holder does not stand any more (with the PEM of its certificate), "" if it does.
+Standing = Callable[[Caller, bytes], str]
+# Call, caller, address, what it is about, result.
+Audit = Callable[[str, str, str, str, str], None]
+
+# The first of these that a request has says which node it is about.
+_SUBJECTS = ("node_id", "reference")
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def caller() -> Caller | None:
+    """Who makes the call that is being served; None outside of one."""
+    return _caller.get()
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """See the module. `secure`: callers show certificates; otherwise they come over a socket of this machine."""
+
+    def __init__(self, standing: Standing, audit: Audit, *, secure: bool) -> None:
+        self._standing, self._audit, self._secure = standing, audit, secure
+        self.refused: Counter[str] = Counter()  # by call
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        call = access.name_of_call(str(handler_call_details.method))
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # not served here: gRPC says so
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(call, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(call, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        assert handler.stream_stream is not None, "the contract has no other kind of call"
+        return grpc.stream_stream_rpc_method_handler(
+            self._session(call, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        )
+
+    # --- the three kinds of calls -----------------------------------------------------------------------------------
+
+    def _unary(self, call: str, behaviour: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def guarded(request: Any, context: Context) -> Any:
+            who = await self._admit(call, request, context)
+            _caller.set(who)
+            try:
+                answer = await behaviour(request, context)
+            except BaseException as error:
+                self._note(call, who, request, context, f"failed: {_failure(context, error)}")
+                raise
+            self._note(call, who, request, context, "done")
+            return answer
+
+        return guarded
+
+    def _stream(self, call: str, behaviour: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        assert inspect.isasyncgenfunction(behaviour)
+
+        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+            who = await self._admit(call, request, context)
+            _caller.set(who)
+            self._note(call, who, request, context, "begun")
+            async for answer in behaviour(request, context):
+                yield answer
+
+        return guarded
+
+    def _session(self, call: str, behaviour: Any) -> Callable[[Any, Context], Awaitable[None]]:
+        """The right to it is for oneself; who that is, only the first message says: the service compares."""
+
+        async def guarded(requests: Any, context: Context) -> None:
+            who = await self._identify(call, context)
+            if access.right(call, who.role) is None:
+                await self._refuse(call, who, context, access.refusal(call, who, None))
+            _caller.set(who)
+            await behaviour(requests, context)
+
+        return guarded
+
+    # --- judging ----------------------------------------------------------------------------------------------------
+
+    async def _admit(self, call: str, request: Any, context: Context) -> Caller:
+        who = await self._identify(call, context)
+        reason = access.refusal(call, who, _subject(request), str(getattr(request, "kind", "")))
+        if reason:
+            await self._refuse(call, who, context, reason)
+        return who
+
+    async def _identify(self, call: str, context: Context) -> Caller:
+        """Who calls. Ends the call if that is nobody who stands."""
+        if not self._secure:
+            return Caller()
+        said = cast("dict[str, list[bytes]]", context.auth_context())
+        holder = holder_of([uri.decode(errors="replace") for uri in said.get("peer_uri", [])])
+        if holder is None or said.get("ssl_tls_version") != [b"TLSv1.3"]:
+            self.refused[call] += 1
+            log.warning("refused a call", extra={"call": call, "peer": context.peer(), "reason": "no certificate"})
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "only members of this cluster may call, by TLS 1.3")
+        assert holder is not None
+        who = Caller(holder)
+        if reason := self._standing(who, next(iter(said.get("x509_pem_cert", [])), b"")):
+            await self._refuse(call, who, context, reason, grpc.StatusCode.UNAUTHENTICATED)
+        if who.role != "manager" and dict(context.invocation_metadata() or ()).keys() & {HOP, CALLER}:
+            await self._refuse(call, who, context, f"{who} hands on a call, which only managers do")
+        return who
+
+    async def _refuse(
+        self,
+        call: str,
+        who: Caller,
+        context: Context,
+        reason: str,
+        code: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED,
+    ) -> None:
+        self.refused[call] += 1
+        log.warning("refused a call", extra={"call": call, "peer": peer_address(context), "reason": reason})
+        self._audit(call, str(who), peer_address(context), "", f"refused: {reason}")
+        await context.abort(code, reason)
+
+    def _note(self, call: str, who: Caller, request: Any, context: Context, result: str) -> None:
+        if call not in access.READS:
+            self._audit(call, str(who), peer_address(context), _about(request), result)
+
+
+def _subject(request: Any) -> str | None:
+    for field in _SUBJECTS:
+        if hasattr(request, field):
+            return str(getattr(request, field))
+    return None
+
+
+def _about(request: Any) -> str:
+    """What a change is about, without what it says: specs may hold secrets."""
+    named = (str(getattr(request, field, "")) for field in ("kind", "reference", "node_id", "role", "name"))
+    return " ".join(word[:80] for word in named if word)
+
+
+def _failure(context: Context, error: BaseException) -> str:
+    return str(context.details() or type(error).__name__)[:300]
