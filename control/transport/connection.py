@@ -37,6 +37,9 @@ READ_BYTES = 256 * 1024
 _WRITE_BUFFER_BYTES = 256 * 1024
 # A peer whose machine is gone says nothing. Linux: seconds until the first probe, between probes, and how many.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+# What was sent and is not acknowledged for so long (ms): broken. The pauses between the kernel's attempts double, so
+# after a cut of a minute the connection would lie there for another one; a new one is there in a second or two.
+_USER_TIMEOUT = (socket.TCP_USER_TIMEOUT, 4_000)
 
 
 class Unwelcome(Exception):
@@ -162,7 +165,7 @@ def tune(writer: asyncio.StreamWriter) -> None:
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
+        for option, value in (*_KEEPALIVE, _USER_TIMEOUT):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
