@@ -16,15 +16,18 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from control.home import HomeError
 from control.manager import ManagerError
-from control.model import NodeDescription
+from control.model import NodeDescription, TunnelKey
 from dns.service import NameServer
 from gossip.agent_network import socket_network
 from mesh import machine
 from mesh.agent.agent import Doors
 from mesh.agent.gossip import GossipDoor
 from mesh.config import Config, ConfigError, load_config
+from mesh.daemon import offline
 from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
 from mesh.daemon.notify import notify, watchdog_interval_s
@@ -38,7 +41,9 @@ from mesh.log import setup_logging
 from mesh.metrics import Metrics
 from mesh.vip.kernel import Kernel as VipKernel
 from mesh.vip.nft import VipError
+from overlay import wireguard
 from overlay.kernel import Kernel as OverlayKernel
+from overlay.keys import KeyFile, told
 from overlay.watch import Watch
 
 log = logging.getLogger("meshd")
@@ -57,6 +62,9 @@ class StartError(Exception):
 
 def main() -> None:
     """Entry point of the `meshd` command."""
+    if sys.argv[1:] and sys.argv[1] in offline.COMMANDS:
+        _work_offline(sys.argv[1:])
+        return
     try:
         config = load_config(sys.argv[1:])
         setup_logging(config)
@@ -73,6 +81,20 @@ def main() -> None:
     finally:
         os.close(lock)
     sys.exit(refusal or None)
+
+
+def _work_offline(argv: list[str]) -> None:
+    """A command on the state of this machine, whose daemon must not run."""
+    parsed, rest = offline.split(argv)
+    try:
+        config = load_config(rest)
+        lock = _take(Path(config.state_dir))
+        try:
+            sys.stdout.write("\n".join(offline.run(parsed, config)) + "\n")
+        finally:
+            os.close(lock)
+    except (ConfigError, StartError, offline.OfflineError) as error:
+        sys.exit(f"meshd: {error}")
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
@@ -131,7 +153,7 @@ def _doors(config: Config) -> Doors:
     state = Path(config.state_dir)
     return Doors(
         executor=_executor(config, state),
-        overlay=OverlayKernel(netns_dir=config.netns_dir),
+        overlay=OverlayKernel(netns_dir=config.netns_dir, keys=_key_file(config), now_s=_wall_s),
         balancer=VipKernel(),
         gossip=GossipDoor(
             socket_network, Path(config.socket).with_name("serf.sock"), config.serf_rpc_listen, config.serf_rpc_key
@@ -168,11 +190,30 @@ def _kinds(config: Config) -> tuple[str, ...]:
 
 def _describe(config: Config, data_address: str) -> NodeDescription:
     mtu = next((a.mtu for a in machine.addresses() if str(a.address) == data_address), 0)
-    return machine.describe(config.node_name, _kinds(config), "nftables", mtu)
+    described = machine.describe(config.node_name, _kinds(config), "nftables", mtu)
+    return msgspec.structs.replace(described, tunnel_keys=_tunnel_keys(config))
+
+
+def _key_file(config: Config) -> KeyFile:
+    return KeyFile(Path(config.state_dir), _wall_s)
+
+
+def _tunnel_keys(config: Config) -> tuple[TunnelKey, ...]:
+    """The keys of this node's WireGuard; none where it has none, or its keys cannot be read. Blocking."""
+    try:
+        wireguard.find(netns_dir=config.netns_dir)
+        keys = _key_file(config).load()
+    except OSError:
+        return ()  # what is wrong is said by the overlay when it is needed, and by the doctor
+    return tuple(TunnelKey(slot=key.slot, key=key.key) for key in told(keys))
 
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _wall_s() -> float:
+    return time.time_ns() / 1e9
 
 
 async def _watch_loop(metrics: Metrics) -> None:

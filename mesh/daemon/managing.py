@@ -27,6 +27,8 @@ from mesh.daemon.identity import Identity
 log = logging.getLogger(__name__)
 
 ENLIST_TIMEOUT_S = 25.0
+# A manager that knows of no leader for so long asks others whether it still belongs to them.
+LEADERLESS_S = 10.0
 # Between attempts to be let in, or to tell a new address.
 OUT_POLL_S = 0.5
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
@@ -34,6 +36,14 @@ RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
 
 class _NoLonger(Exception):
     """This node is no manager any more."""
+
+
+class _Reseated(Exception):
+    """The cluster knows this manager no more (it was recovered, or restored), and gives it another place."""
+
+    def __init__(self, reply: pb.EnlistReply) -> None:
+        super().__init__("another place")
+        self.reply = reply
 
 
 class Managing:
@@ -78,7 +88,7 @@ class Managing:
 
     async def _be_manager(self) -> None:
         """From the first word to the leader until the node is a worker."""
-        removed = False
+        removed, reseated = False, None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._until_worker())
@@ -86,12 +96,17 @@ class Managing:
         except* _NoLonger:
             log.info("this node is a worker now")
             removed = True
+        except* _Reseated as errors:
+            reseated = _first(errors)
         except* Removed as errors:
-            log.warning("this manager was taken out", extra={"reason": str(errors.exceptions[0])})
+            log.warning("this manager was taken out", extra={"reason": str(_first(errors))})
             removed = True
         finally:
             await self.close()
-        if removed:
+        if isinstance(reseated, _Reseated):
+            log.warning("this manager gets another place: the cluster was recovered or restored without it")
+            await self._home.enrol(reseated.reply.cluster_id, reseated.reply.seat)
+        elif removed:
             self._keep(msgspec.structs.replace(self._identity(), enrolled=False))
             await asyncio.to_thread(self._home.remove)
 
@@ -126,10 +141,19 @@ class Managing:
         self.manager = await Manager.open(seat, listen=self._listen, wall_ms=self._wall_ms, edge=self._edge)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.run())
-            if enrolled:
-                group.create_task(self._enlist(enrolled=True))
+            group.create_task(self._keep_place(self.manager))
 
-    async def _enlist(self, *, enrolled: bool) -> None:
+    async def _keep_place(self, manager: Manager) -> None:
+        """Tell the leader where this manager is, since that may have changed; and again whenever none is known."""
+        while True:
+            reply = await self._enlist(enrolled=True)
+            if reply.seat:
+                raise _Reseated(reply)
+            while manager.store.term is not None or manager.store.leader:
+                await asyncio.wait([manager.store.turn()])
+            await asyncio.sleep(LEADERLESS_S)
+
+    async def _enlist(self, *, enrolled: bool) -> pb.EnlistReply:
         """Until a leader has answered: take the place that it gives, or have told it where this manager is."""
         pause_s = RETRY_FIRST_S
         while True:
@@ -144,7 +168,7 @@ class Managing:
                 self.error = reason or ""
             else:
                 self.error = ""
-                return
+                return reply
             await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
@@ -169,3 +193,9 @@ class Managing:
                 failure = error
         assert failure is not None, "a member knows a manager"
         raise failure
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception in groups of groups."""
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found

@@ -1,0 +1,179 @@
+"""`meshd restore FILE` and `meshd recover`: what is done to a manager's state while its daemon does not run.
+
+    restore   a new cluster out of a backup, with this machine as its only manager
+    recover   a cluster of one out of this manager's own state, when a majority of the managers is lost for good
+
+Either way the nodes keep their identities, and their tasks: they find the manager again if its address is one they
+know. Other managers become managers of this cluster when they come back. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from control.home import DiskHome, HomeError, home_of
+from control.ids import IdSource
+from control.model import Node
+from control.quorum.seat import recover
+from control.store.backup import Backup, read_backup, restore
+from control.store.errors import StoreError
+from control.store.rows import decode, row_of
+from control.store.state import State
+from control.token import secret_digest
+from mesh import machine
+from mesh.config import Config
+from mesh.daemon import identity as identities
+from mesh.daemon.identity import Identity, IdentityError
+
+COMMANDS = ("restore", "recover")
+
+
+class OfflineError(Exception):
+    """It cannot be done. One sentence for the user."""
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    epilog = "The daemon's own flags, such as --state-dir and --config, are understood as well."
+    if command == "recover":
+        return argparse.ArgumentParser(
+            prog="meshd recover",
+            allow_abbrev=False,
+            epilog=epilog,
+            description="Make a cluster of one out of this manager's state. meshd must not run. Only if a majority of "
+            "the managers is lost for good: what only they knew is lost. The old state stays beside the new one.",
+        )
+    made = argparse.ArgumentParser(
+        prog="meshd restore",
+        allow_abbrev=False,
+        epilog=epilog,
+        description="Make a cluster of a backup of mesh backup, with this machine as its only manager. meshd must not "
+        "run. Other managers of before join it again by themselves if they can reach it.",
+    )
+    made.add_argument("file", metavar="FILE", type=Path)
+    made.add_argument("--node", default="", metavar="NAME", help="which node this machine is; as it is called now")
+    return made
+
+
+def split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of the command that `argv` begins with, and those that are the daemon's."""
+    parsed, rest = _parser(argv[0]).parse_known_args(argv[1:])
+    parsed.command = argv[0]
+    return parsed, rest
+
+
+def run(parsed: argparse.Namespace, config: Config) -> list[str]:
+    """Do it; what was done, in sentences. The state directory is this process's. Raises OfflineError."""
+    try:
+        home = home_of(config.store, Path(config.state_dir) / "manager", config.quorum_listen)
+        if not isinstance(home, DiskHome):
+            raise OfflineError("the state of this cluster is in etcd: use etcd's own tools, such as etcdutl snapshot")
+        identity = identities.load(Path(config.state_dir))
+        if parsed.command == "restore":
+            return _restore(parsed.file, parsed.node, identity, config)
+        return _recover(identity, home, config)
+    except (HomeError, IdentityError, StoreError, machine.AddressError) as error:
+        raise OfflineError(str(error)) from error
+    except OSError as error:
+        raise OfflineError(f"cannot write below {config.state_dir}: {error.strerror}") from error
+
+
+# --- recover ----------------------------------------------------------------------------------------------------------
+
+
+def _recover(identity: Identity | None, home: DiskHome, config: Config) -> list[str]:
+    if identity is None or identity.role != "manager":
+        raise OfflineError("this machine is no manager: run meshd recover on one that still has its state")
+    host = identity.address.rpartition(":")[0].strip("[]")
+    done = recover(
+        Path(config.state_dir) / "manager",
+        identity.node_id,
+        random.Random(secrets.randbits(64)),
+        address=home.quorum_address(host),
+    )
+    identities.save(Path(config.state_dir), msgspec.structs.replace(identity, enrolled=True))
+    said = [f"This manager goes on alone, from commit {done.version}."]
+    if done.lost:
+        said.append(f"No managers any more: {', '.join(done.lost)}.")
+        said.append("Those that come back join it anew by themselves; remove the others with mesh node rm --force.")
+    return said
+
+
+# --- restore ----------------------------------------------------------------------------------------------------------
+
+
+def _restore(file: Path, name: str, identity: Identity | None, config: Config) -> list[str]:
+    backup = read_backup(file)
+    if identity is not None and identity.cluster_id != backup.cluster_id:
+        raise OfflineError(
+            f"this machine is in cluster {identity.cluster_id}, and {file} is of {backup.cluster_id}: "
+            f"move {config.state_dir} away first"
+        )
+    nodes = _nodes(backup)
+    node = _which(nodes, name or config.node_name, identity)
+    secret = identity.secret if identity is not None else IdSource(random.SystemRandom())()
+    address = _address(config)
+    port = (config.advertise_address.partition(":")[2] if ":" in config.advertise_address else "") or (
+        config.listen.rpartition(":")[2]
+    )
+    own = msgspec.structs.replace(
+        node,
+        spec=msgspec.structs.replace(node.spec, role="manager"),
+        secret_digest=secret_digest(secret),
+        control_address=f"{address}:{port}",
+    )
+    rows = (row_of(own) if (row.kind, row.id) == ("node", own.id) else row for row in backup.state.rows.values())
+    state = State.of_rows(backup.state.version, rows)
+    restore(replace(backup, state=state), Path(config.state_dir) / "manager")
+    identities.save(
+        Path(config.state_dir),
+        Identity(
+            node_id=own.id,
+            node_number=own.number,
+            secret=secret,
+            cluster_id=backup.cluster_id,
+            role="manager",
+            data_address=address,
+            managers=(own.control_address,),
+            address=own.control_address,
+        ),
+    )
+    return _said(file, backup, own, nodes)
+
+
+def _nodes(backup: Backup) -> dict[str, Node]:
+    rows = [row for row in backup.state.rows.values() if row.kind == "node"]
+    return {obj.id: obj for row in rows if isinstance(obj := decode(row.kind, row.blob), Node)}
+
+
+def _which(nodes: dict[str, Node], name: str, identity: Identity | None) -> Node:
+    """The node that this machine is."""
+    if identity is not None and identity.node_id in nodes:
+        return nodes[identity.node_id]
+    found = [node for node in nodes.values() if name in (node.id, node.description.hostname)]
+    if len(found) != 1:
+        known = ", ".join(sorted(node.description.hostname for node in nodes.values())[:20])
+        raise OfflineError(f'the backup has no single node "{name}": say with --node which of {known} this machine is')
+    return found[0]
+
+
+def _address(config: Config) -> str:
+    asked = config.advertise_address.partition(":")[0]
+    return str(machine.choose_address(asked, machine.addresses()))
+
+
+def _said(file: Path, backup: Backup, own: Node, nodes: dict[str, Node]) -> list[str]:
+    said = [
+        f"Restored {len(nodes)} nodes and all else from {file}, as it was at commit {backup.state.version}.",
+        f'This machine is node "{own.description.hostname}", the only manager, at {own.control_address}.',
+    ]
+    others = sorted(n.description.hostname for n in nodes.values() if n.spec.role == "manager" and n.id != own.id)
+    if others:
+        said.append(f"No managers yet: {', '.join(others)}. They join it anew by themselves if they reach it.")
+    return said
