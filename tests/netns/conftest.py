@@ -1,4 +1,4 @@
-"""The fixture of these tests: real hosts on this machine's kernel."""
+"""The fixtures of these tests: real hosts on this machine's kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.vip_lab import Lab, default_nets, three_hosts
 from tests.netns.world import World, hosts_on_a_switch
+
+# What is about IPVS is for the virtual machine: without IPVS in the kernel there is nothing to collect.
+collect_ignore = [] if "MESH_VM" in os.environ else ["test_vip_ipvs.py"]
 
 
 @pytest.fixture
@@ -19,3 +23,20 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     marker = request.node.get_closest_marker("hosts")
     with hosts_on_a_switch(marker.args[0] if marker else 3, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab of all tests of `mesh.vip`: in the virtual machine it takes half a minute to make one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(hosts: Lab) -> Lab:
+    """The hosts as they were at the beginning. What a test changes beside `nets`, it puts right again."""
+    hosts.nets = default_nets()
+    hosts.apply()
+    return hosts

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from overlay import names
-from tests.netns.vip_lab import Lab, arrived, ask, default_nets, listening, tcp, three_hosts
+from tests.netns.vip_lab import Lab, arrived, ask, default_nets, listening, tcp
 from tests.netns.world import OUTSIDE, inside
 
 pytestmark = pytest.mark.root
 
 PORT = 8080
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    hosts.apply()
-    return hosts
 
 
 def test_a_port_published_on_one_address_answers_there_only(lab: Lab) -> None:

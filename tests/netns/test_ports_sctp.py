@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import IP
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from mesh.vip.namespace import visit
-from tests.netns.vip_lab import Lab, arrived, listening, three_hosts
+from tests.netns.vip_lab import Lab, arrived, listening
 from tests.netns.world import OUTSIDE
 
 pytestmark = pytest.mark.root
 
 PORT = 8080
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as made:
-        yield made
 
 
 @pytest.mark.parametrize("entry", [1, 2, 3])

@@ -9,7 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
@@ -18,12 +18,14 @@ from mesh.vip.kernel import Kernel
 from mesh.vip.plan import VipPlan
 from overlay.kernel import Kernel as Overlay
 from tests.netns.crash import killed_after
-from tests.netns.vip_lab import Lab, connected, default_nets, talk, three_hosts
+from tests.netns.vip_lab import Lab, connected, default_nets, talk
 from tests.netns.world import Host, inside
 
 pytestmark = pytest.mark.root
 
-PACKETS, FLOW_PORT, PUBLISHED = 3000, 7007, 8090
+RATE, WINDOW, FLOW_PORT, PUBLISHED = 1000, 400, 7007, 8090
+# Each host's daemon is restarted so often: three takes some seconds in an emulated machine.
+ROUNDS = 1 if "MESH_VM" in os.environ else 5
 # More calls than any of these changes has: a process that is killed without end would be killed for ever.
 MOST_CALLS = 60
 LOOKS = """
@@ -41,36 +43,28 @@ print("there", flush=True)
 while True:
     one.sendto(*one.recvfrom(100))
 """
-# Prints how many different packets came back.
+# Sends until it is told to stop; prints how many packets it sent, and how many different ones came back. It waits while
+# WINDOW are under way: in an emulated machine nobody is fast enough.
 FLOW = f"""
-import socket, sys, time
+import select, socket, sys, time
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 one.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)
 one.connect((sys.argv[1], int(sys.argv[2])))
 one.setblocking(False)
-back, began, sent = set(), time.monotonic(), 0
+back, began, sent, last = set(), time.monotonic(), 0, None
 print("there", flush=True)
-while sent < {PACKETS} or time.monotonic() < last + 1.5:
-    if sent < {PACKETS} and time.monotonic() >= began + sent / 1000:
-        last = time.monotonic()
+while last is None or (len(back) < sent and time.monotonic() < last + 3):
+    if last is None and time.monotonic() >= began + sent / {RATE} and sent - len(back) < {WINDOW}:
         one.send(str(sent).encode())
         sent += 1
     try:
-        back.add(one.recv(100))
+        while True:
+            back.add(one.recv(100))
     except BlockingIOError:
-        time.sleep(0.0005)
-    if len(back) == {PACKETS}:
-        break
-print(len(back))
+        if select.select([sys.stdin], [], [], 0.0005)[0] and last is None:
+            last = time.monotonic()
+print(sent, len(back))
 """
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
 
 
 @pytest.fixture
@@ -86,7 +80,7 @@ def lab(hosts: Lab) -> Lab:
 def program(netns: str, code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A Python program in a namespace, once it says that it is there."""
     argv = ["nsenter", f"--net={netns}", sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
             assert running.stdout.readline() == "there\n"
@@ -118,24 +112,12 @@ def test_no_packet_is_lost_while_new_processes_adopt_what_is_there(lab: Lab) -> 
                 (lab.outside, lab.hosts[2].address, PUBLISHED),
             )
         ]
-        restarts = 0
-        while any(flow.poll() is None for flow in flows):
-            restart(lab, lab.hosts[restarts % 3])
-            restarts += 1
-        assert [flow.communicate()[0] for flow in flows] == [f"{PACKETS}\n"] * 3
-    assert restarts >= 3
-
-
-def smaller(lab: Lab) -> None:
-    """A backend and a port go."""
-    del lab.nets["web"].backends[lab.address("web2")]
-    del lab.nets["web"].ports["tcp", 8080]
-
-
-def larger(lab: Lab) -> None:
-    """A backend and a port come."""
-    lab.nets["web"].backends[IPv4Address("10.1.0.77")] = 1
-    lab.nets["red"].ports["tcp", 8091] = 80
+        for _ in range(ROUNDS):
+            for host in lab.hosts:
+                restart(lab, host)
+        for flow in flows:
+            sent, back = map(int, flow.communicate("stop\n")[0].split())
+            assert sent == back > 100
 
 
 def make(host: Host, plan: VipPlan) -> None:
@@ -145,18 +127,17 @@ def make(host: Host, plan: VipPlan) -> None:
 
 def state(lab: Lab, host: Host) -> list[str]:
     """All that a host and its routers hold, in words."""
-    places = [host.netns, *(lab.router(host, name) for name in lab.nets)]
+    places = [host.netns, lab.router(host, "web"), lab.router(host, "red")]
     return [" ".join(sorted(inside(place, "sh", "-c", LOOKS).split())) for place in places]
 
 
-@pytest.mark.parametrize("change", [smaller, larger])
-def test_killed_after_each_call_of_the_kernel_the_next_process_ends_where_it_would(
-    lab: Lab, change: Callable[[Lab], None]
-) -> None:
-    """And on the way no connection ends but those to the backend that goes."""
-    host, client, vip = lab.hosts[0], lab.netns("client1"), lab.nets["web"].vip
-    before = lab.plan(host)
-    change(lab)
+def test_killed_after_each_call_of_the_kernel_the_next_process_ends_where_it_would(lab: Lab) -> None:
+    """And on the way no connection ends but those to the backend that goes. Others, and ports, come and go as well."""
+    host, web, red = lab.hosts[0], lab.nets["web"], lab.nets["red"]
+    client, vip, before = lab.netns("client1"), web.vip, lab.plan(host)
+    web.backends = {lab.address("web1"): 1, IPv4Address("10.1.0.77"): 1}
+    del web.ports["tcp", 8080]
+    red.ports["tcp", 8091] = 80
     after = lab.plan(host)
     make(host, after)
     wanted, was_killed, call = state(lab, host), True, 0

@@ -15,21 +15,13 @@ from scapy.layers.vxlan import VXLAN
 
 from mesh.vip.namespace import visit
 from overlay import names
-from tests.netns.vip_lab import Lab, arrived, ask, ask_udp, connected, default_nets, listening, three_hosts
+from tests.netns.vip_lab import Lab, arrived, ask, ask_udp, connected, default_nets, listening
 from tests.netns.world import OUTSIDE, Host
 
 pytestmark = pytest.mark.root
 
 _ETH_P_ALL = 3
 MUCH_BYTES, MUCH_PORT, PUBLISHED = 10_000_000, 8765, 8092
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -25,7 +23,7 @@ from tests.netns.vip_ipv6 import (
     plan6,
     speak,
 )
-from tests.netns.vip_lab import PATIENCE_S, Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
+from tests.netns.vip_lab import PATIENCE_S, Lab, ask, ask_udp, connected, default_nets, talk, udp
 from tests.netns.world import OUTSIDE, inside
 
 pytestmark = pytest.mark.root
@@ -35,20 +33,18 @@ PACKET_TOO_BIG, LINK_MTU, HEADERS6_BYTES = 2, 1500, 48
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        speak(lab)
-        yield lab
+def speaking(hosts: Lab) -> Lab:
+    """Hosts that have addresses of both families from now on."""
+    speak(hosts)
+    return hosts
 
 
 @pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    apply6(hosts)
-    return hosts
+def lab(speaking: Lab) -> Lab:
+    """The hosts as they were at the beginning, with balancers of both families."""
+    speaking.nets = default_nets()
+    apply6(speaking)
+    return speaking
 
 
 def talk_on(connection: socket.socket) -> None:

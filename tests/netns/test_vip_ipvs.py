@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -42,7 +42,6 @@ from tests.netns.vip_lab import (
     default_nets,
     talk,
     tcp,
-    three_hosts,
     udp,
 )
 from tests.netns.world import inside
@@ -50,20 +49,6 @@ from tests.netns.world import inside
 pytestmark = pytest.mark.root
 
 PORT = 8080
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    hosts.apply()
-    return hosts
 
 
 def vip(lab: Lab) -> IPv4Address:

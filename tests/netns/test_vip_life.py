@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
 from mesh.vip.kernel import Kernel
 from mesh.vip.namespace import visit
-from tests.netns.vip_lab import TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, three_hosts, udp
+from tests.netns.vip_lab import TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, udp
 
 pytestmark = pytest.mark.root
 
 PORT = 8080
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    hosts.apply()
-    return hosts
 
 
 def vip(lab: Lab) -> IPv4Address:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -26,28 +25,11 @@ from tests.netns.vip_lab import (
     default_nets,
     talk,
     tcp,
-    three_hosts,
     udp,
 )
 from tests.netns.world import OUTSIDE, inside
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    hosts.apply()
-    return hosts
 
 
 def vip(lab: Lab) -> IPv4Address:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -14,26 +13,10 @@ from mesh.vip.namespace import settle, visit
 from mesh.vip.nft import Library, Nft, Program, VipError
 from mesh.vip.plan import Backend, Observed, PublishedPort, VipPlan, VirtualService
 from overlay import names
-from tests.netns.vip_lab import Lab, ask, connected, default_nets, talk, three_hosts, udp
+from tests.netns.vip_lab import Lab, ask, connected, talk, udp
 from tests.netns.world import Host, inside, run
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with three_hosts(tmp_path_factory.mktemp("vip")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(hosts: Lab) -> Lab:
-    """The hosts as they were at the beginning."""
-    hosts.nets = default_nets()
-    hosts.apply()
-    return hosts
 
 
 def state(lab: Lab, host: Host) -> list[str]:

@@ -19,4 +19,4 @@ sh /run/results/job.sh
 echo $? >/run/results/status
 sync
 echo o >/proc/sysrq-trigger
-sleep 60
+while :; do :; done # programs of the host are gone by now

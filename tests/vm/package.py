@@ -26,6 +26,7 @@ _LIBRARIES = (
     "pygments",
     "pyroute2",
     "pytest_timeout.py",
+    "scapy",
 )
 _SKIPPED = shutil.ignore_patterns("*.so", "tests")
 

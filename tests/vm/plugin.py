@@ -9,7 +9,6 @@ import pytest
 # Tests of the content of the nftables balancer's own maps and chains. `suite/test_ipvs.py` has their like for IPVS.
 ONLY_NFTABLES = (
     "test_a_thousand_services_load_and_a_change_of_one_is_a_change_of_few_elements",
-    "test_the_fewest_connections_are_balanced_in_turn_and_that_is_told",
     "test_no_change_replaces_the_table_whatever_the_scheduler",
     "test_a_client_is_forgotten_when_its_affinity_ends",
     "test_of_one_backend_the_kernel_is_asked_for_its_connections_only",  # IPVS has connections of its own
