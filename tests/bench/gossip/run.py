@@ -278,9 +278,12 @@ def main() -> None:
     kinds: list[Kind] = [kind for kind in ("serf", "mesh") if kind in options.kinds.split(",")]
     print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS), flush=True)
     for size, flags, loss in plans:
-        lines = [cells(measure(kind, size, options, flags, loss)) for kind in kinds]
-        for line in [*lines, *([ratios(*lines)] if len(lines) == 2 else [])]:
-            print("| " + " | ".join(line) + " |", flush=True)
+        lines: list[list[str]] = []
+        for kind in kinds:
+            lines.append(cells(measure(kind, size, options, flags, loss)))
+            print("| " + " | ".join(lines[-1]) + " |", flush=True)
+        if len(lines) == 2:
+            print("| " + " | ".join(ratios(*lines)) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ COMMANDS: dict[Kind, tuple[str, ...]] = {
     "mesh": (sys.executable, "-m", "mesh.cli.main", "gossip", "agent"),
 }
 POLL_S = 0.05
+READY_S = 90.0  # forty interpreters start on one core of a busy machine
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Node:
     def ready(self) -> None:
         """Wait until it answers."""
         self.client = SerfClient(self.rpc_address)
-        until = time.monotonic() + 15
+        until = time.monotonic() + READY_S
         while True:
             try:
                 self.client.connect()
