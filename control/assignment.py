@@ -22,6 +22,7 @@ from control.model import (
     NodeState,
     PortSpec,
     Task,
+    TunnelKey,
     Value,
     VirtualAddress,
 )
@@ -38,6 +39,7 @@ class Settings(Value, frozen=True, kw_only=True):
     heartbeat_period_s: float
     gossip_port: int = 7946
     gossip_keys: tuple[str, ...] = ()
+    wireguard_port: int = 51871
     address_pools: tuple[str, ...] = ()  # where networks made through an engine take their subnets
     subnet_prefix_length: int = 20
 
@@ -50,6 +52,7 @@ class Peer(Value, frozen=True, kw_only=True):
     name: str
     data_address: str
     state: NodeState
+    tunnel_keys: tuple[TunnelKey, ...] = ()
 
 
 class ServiceEntry(Value, frozen=True, kw_only=True):

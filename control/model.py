@@ -57,6 +57,7 @@ class ClusterSpec(Value, frozen=True, kw_only=True):
     address_rest_s: float = 60.0  # a freed address is not used again before
     vxlan_port: int = 4789
     gossip_port: int = 7946  # Serf's
+    wireguard_port: int = 51871  # of encrypted networks; the next one while a node's key is replaced
 
 
 class Cluster(Value, frozen=True, kw_only=True):
@@ -80,6 +81,13 @@ class NodeSpec(Value, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class TunnelKey(Value, frozen=True, kw_only=True):
+    """A WireGuard key that a node has told (docs/decisions/0015). The private one never leaves it."""
+
+    slot: int  # 0 or 1: which of its two devices, ports and addresses go with the key
+    key: str  # base64, public
+
+
 class NodeDescription(Value, frozen=True, kw_only=True):
     """What a node says of itself."""
 
@@ -94,6 +102,7 @@ class NodeDescription(Value, frozen=True, kw_only=True):
     balancer: str = ""  # "ipvs" or "nftables"
     routes: tuple[str, ...] = ()  # prefixes the host routes itself; no network may overlap them
     mtu: int = 0  # of the underlay
+    tunnel_keys: tuple[TunnelKey, ...] = ()  # oldest first; none: it can have no encrypted network
 
 
 class NodeStatus(Value, frozen=True, kw_only=True):
@@ -128,6 +137,7 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     ipv6: bool = False  # addresses of both families
     subnet6: str = ""  # empty: a unique local one made of the cluster and the VXLAN id
     internal: bool = False  # no way out to the world
+    encrypted: bool = False  # between nodes; a node that cannot do it carries nothing of this network
 
 
 class Network(Value, frozen=True, kw_only=True):

@@ -471,7 +471,9 @@ def cluster_mistakes(spec: ClusterSpec) -> list[str]:
     mistakes.duration("rest of freed addresses", spec.address_rest_s)
     mistakes.number("VXLAN port", spec.vxlan_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX)
     mistakes.number("gossip port", spec.gossip_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX)
-    mistakes.require(spec.gossip_port != spec.vxlan_port, "VXLAN and gossip need ports of their own")
+    mistakes.number("WireGuard port", spec.wireguard_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX - 1)
+    ports = (spec.vxlan_port, spec.gossip_port, spec.wireguard_port, spec.wireguard_port + 1)
+    mistakes.require(len({*ports}) == len(ports), "VXLAN, gossip and WireGuard (two) need ports of their own")
     mistakes.require(bool(spec.address_pools), "at least one address pool is needed")
     mistakes.count("address pools", spec.address_pools, POOLS_MAX)
     length = spec.subnet_prefix_length

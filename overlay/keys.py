@@ -28,7 +28,6 @@ OVERLAP_MAX_S = 3600.0
 # A retired key receives for so long: peers look at least every 30 s (mesh.agent.reconcile) whether the newer one works.
 LINGER_S = 120.0
 FILE = "wireguard.json"
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,6 @@ def generate() -> tuple[str, str]:
 def public_of(private: str) -> str:
     """The public key of a private one, base64. Raises ValueError."""
     return _text(X25519PrivateKey.from_private_bytes(base64.b64decode(private)).public_key().public_bytes_raw())
-
-
-def is_key(text: str) -> bool:
-    """Whether a text is a key: 32 bytes of base64."""
-    try:
-        return len(base64.b64decode(text, validate=True)) == _KEY_BYTES
-    except ValueError:
-        return False
 
 
 def told(keys: Sequence[OwnKey]) -> tuple[PublicKey, ...]:

@@ -6,12 +6,14 @@ Pure: values in, values out. `names` derives every device name, MAC and link-loc
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
 
 
+_KEY_BYTES = 32
 DEFAULT_WIREGUARD_PORT = 51871  # of slot 0; the next is of slot 1
 
 
@@ -21,6 +23,14 @@ class PublicKey:
 
     slot: int
     key: str  # base64
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a key: 32 bytes of base64."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == _KEY_BYTES
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,6 +231,7 @@ def _settings(cluster: Cluster) -> Settings:
         heartbeat_period_s=spec.heartbeat_period_s,
         gossip_port=spec.gossip_port,
         gossip_keys=cluster.gossip_keys,
+        wireguard_port=spec.wireguard_port,
         address_pools=spec.address_pools,
         subnet_prefix_length=spec.subnet_prefix_length,
     )
@@ -243,6 +244,7 @@ def _peer(node: Node) -> Peer:
         name=node.description.hostname,
         data_address=node.status.data_address,
         state=node.status.state,
+        tunnel_keys=node.description.tunnel_keys,
     )
 
 

@@ -195,6 +195,8 @@ def update_cluster(cluster: Cluster, spec: ClusterSpec) -> list[Change]:
         raise Refusal("FAILED_PRECONDITION", "the VXLAN port of a cluster is chosen at init and cannot be changed")
     if spec.gossip_port != cluster.spec.gossip_port:
         raise Refusal("FAILED_PRECONDITION", "the gossip port of a cluster is chosen at init and cannot be changed")
+    if spec.wireguard_port != cluster.spec.wireguard_port:
+        raise Refusal("FAILED_PRECONDITION", "the WireGuard port of a cluster is chosen at init and cannot be changed")
     return [Put(msgspec.structs.replace(cluster, spec=spec))] if spec != cluster.spec else []
 
 

@@ -165,6 +165,9 @@ def _taken_ports(snapshot: Snapshot, own_id: str) -> dict[tuple[str, int], list[
                 taken.setdefault((port.protocol, port.published), []).append(owner)
     vxlan = snapshot.cluster().spec.vxlan_port
     taken.setdefault(("udp", vxlan), []).append(("it carries the networks between the nodes (VXLAN)", "ingress"))
+    wireguard = snapshot.cluster().spec.wireguard_port
+    for number in (wireguard, wireguard + 1):
+        taken.setdefault(("udp", number), []).append(("it carries encrypted networks (WireGuard)", "ingress"))
     for protocol in ("tcp", "udp"):
         gossip = (protocol, snapshot.cluster().spec.gossip_port)
         taken.setdefault(gossip, []).append(("nodes hear of each other there (gossip)", "ingress"))

@@ -275,6 +275,7 @@ class Agent:
         executor = self._doors.executor
         match action:
             case Prepare(task):
+                self._refuse_without_encryption(task)
                 return Prepared(task.id, await executor.prepare(self._launch(task)))
             case Start(task):
                 return Started(task.id, await executor.start(self._launch(task)))
@@ -299,6 +300,14 @@ class Agent:
             case RetryLater(task_id, delay_s):
                 await asyncio.sleep(delay_s)
                 return RetryDue(task_id)
+
+    def _refuse_without_encryption(self, task: Task) -> None:
+        """A task whose networks cannot be here is rejected, so that another node gets the next one."""
+        wanted = {address.network_id for address in task.addresses}
+        for network in self.session.assignments.of("network", Network):
+            if network.id in wanted and network.spec.encrypted and not self.session.description.tunnel_keys:
+                found = f'network "{network.spec.name}" is encrypted, and this node has no WireGuard'
+                raise ExecutorError(f"{found}: mesh doctor says what helps")
 
     async def _until_healthy(self, task: Task) -> Event:
         check, began = _check_of(task), asyncio.get_running_loop().time()

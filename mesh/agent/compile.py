@@ -28,7 +28,7 @@ from dns.plan import Address, DnsPlan, Listener, NetworkNames, ServiceNames, Tas
 from mesh.agent.view import Assignments, LocalTask, Rumours, View
 from mesh.vip.plan import Backend, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
 from overlay import names
-from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
+from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, PublicKey, RemoteEndpoint, is_key
 from overlay.plan import Peer as OverlayPeer
 
 DNS_PORT = 53
@@ -75,8 +75,11 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
             node_number=me.number,
             underlay=ip_address(view.data_address),
             vxlan_port=settings.vxlan_port,
+            wireguard_port=settings.wireguard_port,
             peers=tuple(
-                OverlayPeer(p.number, ip_address(p.data_address)) for p in peers.values() if p.node_id != view.node_id
+                OverlayPeer(p.number, ip_address(p.data_address), _keys(p))
+                for p in peers.values()
+                if p.node_id != view.node_id
             ),
             networks=tuple(_overlay_network(view, net, peers) for net in nets),
         ),
@@ -85,6 +88,13 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
             published=tuple(_published(view, nets)),
         ),
         dns=_names(view, nets, peers),
+    )
+
+
+def _keys(peer: Peer) -> tuple[PublicKey, ...]:
+    """The keys that a node has told, but for those that are none."""
+    return tuple(
+        PublicKey(one.slot, one.key) for one in peer.tunnel_keys if one.slot in names.KEY_SLOTS and is_key(one.key)
     )
 
 
@@ -186,6 +196,7 @@ def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> Overla
         remote=tuple(remote),
         subnet6=net.subnet6,
         gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
+        encrypted=net.record.spec.encrypted,
     )
 
 

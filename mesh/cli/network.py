@@ -27,6 +27,7 @@ def network() -> None:
 @click.option("--subnet", metavar="PREFIX", default="", help="Its addresses, such as 10.20.0.0/20. [from the pools]")
 @click.option("--ipv6", is_flag=True, help="IPv6 addresses besides.")
 @click.option("--subnet6", metavar="PREFIX", default="", help="Its IPv6 addresses. [unique local ones]")
+@click.option("--encrypted", is_flag=True, help="Encrypted between nodes (WireGuard), or not carried at all.")
 @click.option("--internal", is_flag=True, help="No way out to the world.")
 @click.option("--label", "-l", "labels", metavar="KEY[=VALUE]", multiple=True, help="Label of the network.")
 @pass_session
@@ -38,6 +39,7 @@ def create(session: Session, /, name: str, labels: Sequence[str], **options: Any
       mesh network create web
       mesh network create --subnet 10.20.0.0/20 --internal --label tier=back back
       mesh network create --ipv6 both
+      mesh network create --encrypted private
     """
     options["ipv6"] = options["ipv6"] or bool(options["subnet6"])
     spec = NetworkSpec(name=name, labels=parse_labels(labels), **options)

@@ -205,15 +205,16 @@ class Node:
             managing.reconsider()
 
     async def _follow_executors(self, agent: Agent, description: NodeDescription) -> None:
-        """Tell the managers when an engine for containers has come, or has been away for some time."""
+        """Tell the managers when an engine for containers has come, or has been away for some time; and new keys."""
         log.info("runs", extra={"executors": ", ".join(description.executors)})
-        seen = description.executors
+        seen = description
         while True:
             await asyncio.sleep(EXECUTORS_LOOK_S)
-            found = (await asyncio.to_thread(self._describe, agent.identity.data_address)).executors
-            if found == seen and found != description.executors:
-                log.info("runs", extra={"executors": ", ".join(found)})
-                description = msgspec.structs.replace(description, executors=found)
+            found = await asyncio.to_thread(self._describe, agent.identity.data_address)
+            found = msgspec.structs.replace(description, executors=found.executors, tunnel_keys=found.tunnel_keys)
+            if found == seen and found != description:
+                log.info("runs", extra={"executors": ", ".join(found.executors), "keys": len(found.tunnel_keys)})
+                description = found
                 agent.describe(description)
             seen = found
 

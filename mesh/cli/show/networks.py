@@ -19,6 +19,7 @@ COLUMNS = {
 }
 MORE = {
     "Subnet6": "IPV6 SUBNET",
+    "Encrypted": "ENCRYPTED",
     "Gateway": "GATEWAY",
     "Labels": "LABELS",
     "CreatedAt": "CREATED AT",
@@ -37,6 +38,7 @@ def network_rows(networks: Sequence[Network], *, no_trunc: bool) -> list[Record]
             VNI=network.vni or "",
             Internal="true" if network.spec.internal else "false",
             Subnet6=network.subnet6 or network.spec.subnet6,
+            Encrypted="true" if network.spec.encrypted else "false",
             Gateway=network.gateway,
             Labels=network.spec.labels,
             CreatedAt=network.meta.created_ms,
