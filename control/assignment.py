@@ -39,7 +39,7 @@ class Settings(Value, frozen=True, kw_only=True):
     heartbeat_period_s: float
     gossip_port: int = 7946
     gossip_keys: tuple[str, ...] = ()
-    wireguard_port: int = 51871
+    wireguard_port: int = 7947
     address_pools: tuple[str, ...] = ()  # where networks made through an engine take their subnets
     subnet_prefix_length: int = 20
 

@@ -57,7 +57,7 @@ class ClusterSpec(Value, frozen=True, kw_only=True):
     address_rest_s: float = 60.0  # a freed address is not used again before
     vxlan_port: int = 4789
     gossip_port: int = 7946  # Serf's
-    wireguard_port: int = 51871  # of encrypted networks; the next one while a node's key is replaced
+    wireguard_port: int = 7947  # of encrypted networks; the next one while a node's key is replaced
 
 
 class Cluster(Value, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ Address = IPv4Address | IPv6Address
 
 
 _KEY_BYTES = 32
-DEFAULT_WIREGUARD_PORT = 51871  # of slot 0; the next is of slot 1
+DEFAULT_WIREGUARD_PORT = 7947  # of slot 0; the next is of slot 1. Below those that programs get by chance
 
 
 @dataclass(frozen=True, slots=True)
