@@ -93,3 +93,16 @@ async def test_a_seed_that_answers_by_another_address_is_reached(monkeypatch: py
         monkeypatch.setattr("gossip.agent.JOIN_TIMEOUT_S", 0.5)
         reached, error = await near.join([f"127.0.0.1:{port}"])
         assert (reached, "no answer" in error) == (0, True), "that it answered once says nothing about now"
+
+
+async def test_the_serf_command_joins_two_of_ours() -> None:
+    async with agent("a") as (a, _), agent("b") as (b, _):
+        await a.serve_rpc("127.0.0.1:0")
+        assert a.rpc is not None
+        port = a.rpc._servers[0].sockets[0].getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            "serf", "join", f"-rpc-addr=127.0.0.1:{port}", str(b.membership.me.address), stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert b"Successfully joined cluster by contacting 1 nodes" in out
+        assert {member.name for member in a.members()} == {"a", "b"}

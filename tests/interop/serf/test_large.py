@@ -96,9 +96,9 @@ def test_halves_that_are_parted_lose_each_other_and_heal(
 ) -> None:
     cluster = Cluster(tmp_path, ["serf", "mesh"] * 4, flags)
     for at, node in enumerate(cluster.nodes):
-        side = at // 4
-        node.prefix = ("ip", "netns", "exec", halves[side])
-        node.host, node.rpc_host = f"10.249.9.{side + 1}", f"10.249.{side}.2"
+        half = at // 4
+        node.prefix = ("ip", "netns", "exec", halves[half])
+        node.host, node.rpc_host = f"10.249.9.{half + 1}", f"10.249.{half}.2"
     with cluster:
         cluster.full(30)
         left, right = cluster.nodes[:4], cluster.nodes[4:]
