@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mesh.vip import ingress, maps, stale
+from mesh.vip import ingress, maps, rules, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
 from mesh.vip.book import Book, Services, recycled
 from mesh.vip.ingress import HostRoute, RouteOrRule
@@ -60,6 +60,7 @@ class Kernel:
         self._ways: dict[str, _Ways] = {}
         self._services: dict[str, Services] = {}  # of each router, as last seen
         self._ports: dict[str, Elements] | None = None  # as last applied; None: not yet
+        self._upgraded: set[str | None] = set()  # where nothing of an earlier version is left
 
     def apply(self, plan: VipPlan) -> Report:
         """Make every router and the host as planned. What cannot be done is told, the rest is done."""
@@ -74,7 +75,13 @@ class Kernel:
     def prune(self, plan: VipPlan) -> Report:
         """Remove what is ours from routers that the plan no longer has, and from the host when it has none."""
         report = Report()
-        for path in sorted(self._routers - {router.netns for router in plan.routers}):
+        wanted = {router.netns for router in plan.routers}
+        places: list[str | None] = [self._host, *sorted(wanted)]
+        for place in places:
+            if place not in self._upgraded:
+                self._attempt(report, f"remove the table of an earlier version from {place}", self._upgrade, place)
+        self._upgraded.intersection_update(places)
+        for path in sorted(self._routers - wanted):
             if os.path.exists(path):
                 self._attempt(report, f"remove the balancer from {path}", self._empty, path)
             self._routers.discard(path)
@@ -154,6 +161,19 @@ class Kernel:
         wanted = fixed | {ingress.LocalRoute(address) for address in known.book.addresses.keys() - own}
         held = namespace.routing()
         return known, wanted - held, held - wanted
+
+    def _upgrade(self, place: str | None) -> Counter[str]:
+        """By now our table is there; until then that of the earlier version balances on."""
+
+        def look(namespace: Namespace) -> Counter[str]:
+            if not namespace.has_former_table(ingress.SET_OF_ALL):
+                return Counter()
+            self._nft.run(rules.removal_of_former())
+            return Counter({"vip table": 1})
+
+        changes = visit(place, look, self._nft.release)
+        self._upgraded.add(place)
+        return changes
 
     def _empty(self, path: str) -> Counter[str]:
         return visit(path, lambda namespace: self._in_unwanted_router(path, namespace), self._nft.release)

@@ -214,6 +214,14 @@ class Namespace:
             return False
         return True
 
+    def has_former_table(self, by_set: str) -> bool:
+        """Whether there is the table of an earlier version of this program, told by a set of it."""
+        try:
+            self.netfilter.ask(Nf.GET_SET, wire.of_former_set(by_set))
+        except FileNotFoundError:
+            return False
+        return True
+
     def connections(self, translated_only: bool, answerers: Collection[int] | None = None) -> Iterator[wire.Connection]:
         """Tracked connections: all, at least those with a translated destination, or those that some addresses answer.
 

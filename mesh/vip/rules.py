@@ -176,6 +176,11 @@ def removal() -> str:
     return f"delete table {_INET}\n"
 
 
+def removal_of_former() -> str:
+    """Text that removes the table of the version of this program that spoke IPv4 only."""
+    return f"delete table ip {TABLE}\n"
+
+
 @lru_cache(maxsize=16384)  # of the rules in use: every transaction compares all
 def tag(rule: str) -> str:
     """The comment that a rule carries."""

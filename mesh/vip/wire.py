@@ -156,6 +156,11 @@ def of_set(name: str) -> bytes:
     return nf_request(attribute(1, _nul(TABLE)), attribute(2, _nul(name)))
 
 
+def of_former_set(name: str) -> bytes:
+    """Payload that asks for a set of the table that we had before it was of both versions of IP."""
+    return nf_request(attribute(1, _nul(TABLE)), attribute(2, _nul(name)), family=AF_INET)
+
+
 def generation(payload: bytes) -> int:
     """The number of the rule set: every transaction of anybody in the namespace raises it."""
     return int(_BE32.unpack(attributes(payload, _NFGEN_BYTES)[1])[0])

@@ -146,6 +146,28 @@ def test_a_fresh_process_removes_what_its_predecessor_left_in_the_host(lab: Lab)
     assert report.changes["vip connection"] >= 1
 
 
+def test_the_tables_of_the_version_before_ipv6_are_removed_and_connections_live(lab: Lab) -> None:
+    host = lab.hosts[2]
+    former = """add table ip mesh; add set ip mesh hairpin { type ipv4_addr . ipv4_addr; }
+        add chain ip mesh balance { type nat hook prerouting priority -100; }
+        add rule ip mesh balance ip daddr 10.1.0.200 dnat to 10.1.0.11"""
+    for place in (host.netns, lab.router(host)):
+        inside(place, "nft", former)
+    inside(lab.router(host, "red"), "nft", "add table ip mesh")  # somebody else's, for all we know
+    lab.nets["web"].backends = {lab.address("web1"): 1}
+    lab.apply()
+    with connected(lab.netns("client3"), lab.nets["web"].vip) as connection:
+        assert talk(connection).task == "web1"
+        lab.kernels[host.number] = fresh = Kernel(host_netns=host.netns)
+        assert fresh.apply(lab.plan(host)).errors == []
+        assert fresh.prune(lab.plan(host)).changes["vip table"] == 2
+        assert not fresh.prune(lab.plan(host)).changes
+        assert talk(connection).task == "web1"
+    for place in (host.netns, lab.router(host)):
+        assert "table ip mesh" not in inside(place, "nft", "list", "tables")
+    inside(lab.router(host, "red"), "nft", "delete table ip mesh")
+
+
 def test_a_router_that_leaves_the_plan_is_emptied(lab: Lab) -> None:
     host = lab.hosts[0]
     kernel, plan = lab.kernels[host.number], lab.plan(host)
