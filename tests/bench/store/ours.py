@@ -1,6 +1,6 @@
 """Our side: a store on one of the backends, with its clients in the same process and on the same event loop.
 
-`BACKENDS` says how each is opened; the replicated one joins the list when it comes. Prints one JSON object.
+`clusters` says how each is opened, with its followers in processes of their own. Prints one JSON object.
 
     python -m tests.bench.store.ours BACKEND DIRECTORY SECONDS OBJECTS
     python -m tests.bench.store.ours --restart BACKEND DIRECTORY
@@ -13,19 +13,16 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from control.lifecycle import TaskState, Writer
 from control.model import NetworkAttachment, ProcessSpec, Task, TaskAddress, TaskSpec, TaskStatus
-from control.store.backend import Backend
-from control.store.logfile import LogFile
 from control.store.store import Store
 from control.store.txn import Put
+from tests.bench.store.clusters import KINDS
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {"single": lambda directory: LogFile(directory, "bench", "n1")}
 CLIENTS = 100
 BATCHERS = 20
 TICK_S = 0.001
@@ -144,8 +141,8 @@ def _changed(found: Task, new: Task) -> Task:
 
 async def measure(name: str, directory: Path, seconds: float, count: int) -> dict[str, object]:
     out: dict[str, object] = {}
-    store = Store(BACKENDS[name](directory / "small"), lambda: time.time_ns() // 1_000_000)
-    await store.open()
+    opened = await KINDS[name](directory / "small")
+    store = opened.store
     small = range(20_000)
     await store.batch([Put(task(n)) for n in small], Writer.ORCHESTRATOR)
     for key, clients, batch in (
@@ -155,13 +152,13 @@ async def measure(name: str, directory: Path, seconds: float, count: int) -> dic
         ("200", BATCHERS, 200),
     ):
         out[key] = await load(store, clients, batch, seconds, small)
-    await store.close()
-    del store
+    await opened.close()
+    del store, opened
     gc.collect()  # a store of before is nothing that a manager has
 
     before_mib = rss_mib()
-    store = Store(BACKENDS[name](directory / "large"), lambda: time.time_ns() // 1_000_000)
-    await store.open()
+    opened = await KINDS[name](directory / "large")
+    store = opened.store
     began = time.perf_counter()
     pauses = Pauses()
     async with asyncio.TaskGroup() as group:
@@ -176,8 +173,8 @@ async def measure(name: str, directory: Path, seconds: float, count: int) -> dic
     out["large, 200"] = await load(store, BATCHERS, 200, seconds, large)
     out["memory_mib"] = rss_mib() - before_mib
     out["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    out["snapshot"] = await _snapshot(store, directory / "large")
-    await store.close()
+    out["snapshot"] = await _snapshot(store, opened.files)
+    await opened.close()
     return out
 
 
@@ -207,12 +204,12 @@ async def _snapshot(store: Store, directory: Path) -> dict[str, float]:
 async def restart(name: str, directory: Path) -> dict[str, float]:
     """In a process of its own: everything is cold but the page cache."""
     before_mib, began = rss_mib(), time.perf_counter()
-    store = Store(BACKENDS[name](directory / "large"), lambda: time.time_ns() // 1_000_000)
-    await store.open()
+    opened = await KINDS[name](directory / "large")
+    store = opened.store
     took = time.perf_counter() - began
     objects = len(store.view().all(Task))
     out = {"seconds": took, "objects": objects, "memory_mib": rss_mib() - before_mib}
-    await store.close()
+    await opened.close()
     return out
 
 

@@ -1,9 +1,10 @@
 """The store beside etcd: one command, one core for all of it.
 
-    .venv/bin/python -m tests.bench.store.run [--backend single] [--seconds 4] [--objects 100000] [--core 1]
+    .venv/bin/python -m tests.bench.store.run [--backend raft] [--seconds 4] [--objects 100000] [--core 1]
 
-Ours: store, backend and clients in one process (`ours`). etcd: three servers and h2load (`rival`; needs Debian's
-etcd-server and nghttp2-client). Compare like with like: the backend `single` is one manager, etcd here is three.
+Ours: store, backend and clients in one process (`ours`); for `raft` two more managers with stores of their own in
+processes of theirs, on loopback TCP. etcd: three servers and h2load (`rival`; needs Debian's etcd-server and
+nghttp2-client). Compare like with like: the backends `single` and `alone` are one manager, etcd here is three.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import tempfile
 
 from tests.bench.store import rival
-from tests.bench.store.ours import BACKENDS
+from tests.bench.store.clusters import KINDS
 
 ROWS = (("seq", "1 client, 1 object"), ("100 clients", "100 clients, 1 object"), ("10", "100 clients, 10 objects"),
         ("200", "20 clients, 200 objects"))  # fmt: skip
@@ -34,7 +35,7 @@ def line(name: str, run: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--backend", choices=sorted(BACKENDS), default="single")
+    parser.add_argument("--backend", choices=sorted(KINDS), default="raft")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each load")
     parser.add_argument("--objects", type=int, default=100_000)
     parser.add_argument("--core", type=int, default=1)
