@@ -30,13 +30,15 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     add_ControlServicer_to_server,
     add_DispatcherServicer_to_server,
+    add_LogsServicer_to_server,
     add_MembershipServicer_to_server,
     add_QuorumServicer_to_server,
 )
 from control.server.api import ControlService
 from control.server.dispatcher import DispatcherService
 from control.server.edge import Edge, ListenError
-from control.server.forward import ForwardingControl, ForwardingMembership, Leaders
+from control.server.forward import ForwardingControl, ForwardingLogs, ForwardingMembership, Leaders
+from control.server.logs import LogsService
 from control.server.managers import check_farewell
 from control.server.membership import MembershipService
 from control.server.nodes import availability_of
@@ -90,6 +92,7 @@ class Manager:
         self.control = ForwardingControl(control, self._leaders, store)
         self.membership = ForwardingMembership(membership, self._leaders, store)
         self.dispatcher = DispatcherService(store, wall_ms, random.Random(), self._leaders.address)
+        self.logs = ForwardingLogs(LogsService(store, self.dispatcher.tell, new_id), self._leaders, store)
         self.leader = Leader(store, decisions, _cores(new_id), wall_ms)
         self.port = 0  # where the server listens
         self._server = edge.server()
@@ -122,6 +125,7 @@ class Manager:
         add_MembershipServicer_to_server(manager.membership, server)
         add_DispatcherServicer_to_server(manager.dispatcher, server)
         add_QuorumServicer_to_server(manager.quorum, server)
+        add_LogsServicer_to_server(manager.logs, server)
         try:
             manager.port = edge.listen(server, listen)
         except ListenError as error:

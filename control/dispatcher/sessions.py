@@ -307,6 +307,14 @@ class Sessions:
             if node.stream is not None:
                 self._answer(node, node.stream, managers=found)
 
+    def tell(self, node_id: str, message: pb.ManagerMessage) -> bool:
+        """Send a node what has nothing to do with its assignments; whether it has a session."""
+        node = self._nodes.get(node_id)
+        if node is None or node.stream is None:
+            return False
+        self._send(node.stream, message)
+        return True
+
     def _send(self, stream: _Stream, message: pb.ManagerMessage) -> None:
         if stream.id not in self._streams:
             return

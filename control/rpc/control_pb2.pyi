@@ -829,6 +829,7 @@ class ManagerMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     STATUS_ACK_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
+    LOG_DEMAND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -839,6 +840,8 @@ class ManagerMessage(_message.Message):
     def status_ack(self) -> Global___StatusAck: ...
     @_builtins.property
     def withdrawn(self) -> Global___Withdrawn: ...
+    @_builtins.property
+    def log_demand(self) -> Global___LogDemand: ...
     def __init__(
         self,
         *,
@@ -847,12 +850,13 @@ class ManagerMessage(_message.Message):
         heartbeat: Global___HeartbeatReply | None = ...,
         status_ack: Global___StatusAck | None = ...,
         withdrawn: Global___Withdrawn | None = ...,
+        log_demand: Global___LogDemand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat", b"heartbeat", "message", b"message", "status_ack", b"status_ack", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat", b"heartbeat", "log_demand", b"log_demand", "message", b"message", "status_ack", b"status_ack", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat", b"heartbeat", "message", b"message", "status_ack", b"status_ack", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat", b"heartbeat", "log_demand", b"log_demand", "message", b"message", "status_ack", b"status_ack", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignments", "heartbeat", "status_ack", "withdrawn"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignments", "heartbeat", "status_ack", "withdrawn", "log_demand"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1035,6 +1039,146 @@ class RecordKey(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordKey: _TypeAlias = RecordKey  # noqa: Y015
+
+@_typing.final
+class LogsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """by reference: the logs of all its tasks; empty: of `task`"""
+    task: _builtins.str
+    """by reference"""
+    follow: _builtins.bool
+    tail: _builtins.int
+    """only so many of the last lines; absent: all"""
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        task: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        tail: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "tail", b"tail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "follow", b"follow", "service", b"service", "tail", b"tail", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
+
+Global___LogsRequest: _TypeAlias = LogsRequest  # noqa: Y015
+
+@_typing.final
+class LogPiece(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TASK_NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    task_name: _builtins.str
+    """<service>.<slot>"""
+    node: _builtins.str
+    """its name"""
+    data: _builtins.bytes
+    """whatever was printed, cut anywhere"""
+    error: _builtins.str
+    """one sentence: this log cannot be read, or not any further"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        task_name: _builtins.str = ...,
+        node: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "error", b"error", "node", b"node", "task_id", b"task_id", "task_name", b"task_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogPiece: _TypeAlias = LogPiece  # noqa: Y015
+
+@_typing.final
+class LogDemand(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEMAND_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    demand: _builtins.str
+    task_id: _builtins.str
+    follow: _builtins.bool
+    tail: _builtins.int
+    def __init__(
+        self,
+        *,
+        demand: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        tail: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "tail", b"tail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "demand", b"demand", "follow", b"follow", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
+
+Global___LogDemand: _TypeAlias = LogDemand  # noqa: Y015
+
+@_typing.final
+class PushedLog(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEMAND_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    demand: _builtins.str
+    """in the first message, which has no data"""
+    data: _builtins.bytes
+    error: _builtins.str
+    """the last message then"""
+    def __init__(
+        self,
+        *,
+        demand: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "demand", b"demand", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushedLog: _TypeAlias = PushedLog  # noqa: Y015
+
+@_typing.final
+class PushedLogEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushedLogEnd: _TypeAlias = PushedLogEnd  # noqa: Y015
 
 @_typing.final
 class QuorumReply(_message.Message):

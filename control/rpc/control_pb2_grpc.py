@@ -882,6 +882,132 @@ class Dispatcher:
             _registered_method=True)
 
 
+class LogsStub:
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Read = channel.unary_stream(
+                '/mesh.control.v1.Logs/Read',
+                request_serializer=control_dot_rpc_dot_control__pb2.LogsRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.LogPiece.FromString,
+                _registered_method=True)
+        self.Push = channel.stream_unary(
+                '/mesh.control.v1.Logs/Push',
+                request_serializer=control_dot_rpc_dot_control__pb2.PushedLog.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.PushedLogEnd.FromString,
+                _registered_method=True)
+
+
+class LogsServicer:
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    def Read(self, request, context):
+        """To a user. Ends when every log has, and with `follow` not before the tasks have ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Push(self, request_iterator, context):
+        """From the node that was sent a LogDemand: one log. The number of the demand is what it proves itself with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LogsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.LogsRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.LogPiece.SerializeToString,
+            ),
+            'Push': grpc.stream_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.PushedLog.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.PushedLogEnd.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'mesh.control.v1.Logs', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('mesh.control.v1.Logs', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Logs:
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.control.v1.Logs/Read',
+            control_dot_rpc_dot_control__pb2.LogsRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.LogPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Push(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/mesh.control.v1.Logs/Push',
+            control_dot_rpc_dot_control__pb2.PushedLog.SerializeToString,
+            control_dot_rpc_dot_control__pb2.PushedLogEnd.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class LocalStub:
     """--- the local socket ------------------------------------------------------------------------------------------
 

@@ -329,6 +329,58 @@ class DispatcherServicer(metaclass=_abc_1.ABCMeta):
 
 def add_DispatcherServicer_to_server(servicer: DispatcherServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class LogsStub:
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> LogsAsyncStub: ...
+    Read: _grpc.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _control_pb2.LogPiece]
+    """To a user. Ends when every log has, and with `follow` not before the tasks have ended."""
+    Push: _grpc.StreamUnaryMultiCallable[_control_pb2.PushedLog, _control_pb2.PushedLogEnd]
+    """From the node that was sent a LogDemand: one log. The number of the demand is what it proves itself with."""
+
+@_typing.type_check_only
+class LogsAsyncStub(LogsStub):
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Read: _aio.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _control_pb2.LogPiece]  # type: ignore[assignment]
+    """To a user. Ends when every log has, and with `follow` not before the tasks have ended."""
+    Push: _aio.StreamUnaryMultiCallable[_control_pb2.PushedLog, _control_pb2.PushedLogEnd]  # type: ignore[assignment]
+    """From the node that was sent a LogDemand: one log. The number of the demand is what it proves itself with."""
+
+class LogsServicer(metaclass=_abc_1.ABCMeta):
+    """--- logs ------------------------------------------------------------------------------------------------------
+
+    What tasks print, wherever they run. Served by managers over TCP, and by every daemon on its local socket.
+    """
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request: _control_pb2.LogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.LogPiece], _abc.AsyncIterator[_control_pb2.LogPiece]]:
+        """To a user. Ends when every log has, and with `follow` not before the tasks have ended."""
+
+    @_abc_1.abstractmethod
+    def Push(
+        self,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.PushedLog],
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PushedLogEnd, _abc.Awaitable[_control_pb2.PushedLogEnd]]:
+        """From the node that was sent a LogDemand: one log. The number of the demand is what it proves itself with."""
+
+def add_LogsServicer_to_server(servicer: LogsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class LocalStub:
     """--- the local socket ------------------------------------------------------------------------------------------
 

@@ -142,6 +142,14 @@ class DispatcherService(DispatcherServicer):
         """Whether a node's kernel holds all that concerns it up to a store version."""
         return self._core is not None and self._core.caught_up(node_id, version)
 
+    def tell(self, node_id: str, message: pb.ManagerMessage) -> bool:
+        """Send a node something besides its assignments; whether it has a session with this manager."""
+        if self._core is None:
+            return False
+        told = self._core.tell(node_id, message)
+        self._perform(self._core)
+        return told
+
     # --- streams ----------------------------------------------------------------------------------------------------
 
     async def Session(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]  # no generator: it reads while it writes

@@ -16,10 +16,18 @@ import grpc
 
 from control.model import Node
 from control.rpc import control_pb2 as pb
-from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, MembershipServicer, MembershipStub
+from control.rpc.control_pb2_grpc import (
+    ControlServicer,
+    ControlStub,
+    LogsServicer,
+    LogsStub,
+    MembershipServicer,
+    MembershipStub,
+)
 from control.server.api import CALL_TIMEOUT_S, ControlService, answering
 from control.server.edge import Edge
 from control.server.hop import CALLER, HOP, LEADER, forwarded, not_done, peer_address
+from control.server.logs import LogsService
 from control.server.membership import MembershipService
 from control.server.refusal import Refusal
 from control.store.store import Store
@@ -188,6 +196,38 @@ class ForwardingMembership(MembershipServicer):
 
     async def _pass(self, name: str, request: Any, context: Context) -> Any:
         return await pass_on(self._own, self._leaders, self._store, MembershipStub, name, request, context)
+
+
+class ForwardingLogs(LogsServicer):
+    """`Logs` of a manager: nodes push to the one that leads, which has the readers."""
+
+    def __init__(self, own: LogsService, leaders: Leaders, store: Store) -> None:
+        self._own, self._leaders, self._store = own, leaders, store
+
+    async def Read(self, request: pb.LogsRequest, context: Context) -> None:  # type: ignore[override]  # no generator, as its own
+        async with answering(context, timeout_s=None):
+            address = await self._leaders.find(asyncio.get_running_loop().time() + LEADER_WAIT_S)
+            if not address:
+                await self._own.Read(request, context)
+                return
+            if forwarded(context):
+                raise Refusal("UNAVAILABLE", f"this manager does not lead the cluster: {address} does")
+            metadata = ((HOP, "1"), (CALLER, peer_address(context)))
+            await hand_on(LogsStub(await self._leaders.channel(address)), request, context, metadata)
+
+    async def Push(self, request_iterator: Any, context: Context) -> pb.PushedLogEnd:
+        return await self._own.Push(request_iterator, context)
+
+
+async def hand_on(
+    stub: Any, request: pb.LogsRequest, context: Context, metadata: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """Read logs by another, for this caller."""
+    try:
+        async for piece in stub.Read(request, metadata=metadata):
+            await context.write(piece)
+    except grpc.aio.AioRpcError as error:
+        await context.abort(error.code(), error.details() or error.code().name)
 
 
 async def pass_on(

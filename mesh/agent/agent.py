@@ -22,6 +22,7 @@ from mesh.agent import disk
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
 from mesh.agent.gossip import Gossip, GossipDoor
+from mesh.agent.logs import LogSender
 from mesh.agent.reconcile import Balancer, MakeWatch, NameServer, Outcome, Overlay, Reconciler, Unwatched
 from mesh.agent.session import Session
 from mesh.agent.tasks import (
@@ -111,6 +112,7 @@ class Agent:
         self._file = state_dir / "assignments"
         self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
         self.connection = Connection(self.session, identity.managers, self._assigned, random.Random(), doors.edge)
+        self.logs = LogSender(state_dir, doors.edge, lambda: self.connection.address)
         self.tasks = Tasks()
         self.reconciler = Reconciler(
             doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics, doors.watch
@@ -138,6 +140,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self.connection.run())
+                group.create_task(self.logs.run())
                 group.create_task(self._doors.name_server.run())
                 group.create_task(self.reconciler.run())
                 group.create_task(self._save_copies())
@@ -185,6 +188,8 @@ class Agent:
         if self._leaving:
             return
         self.tasks.assign(self._own_tasks(), self._wall_ms(), complete=True)
+        demands, self.session.log_demands = self.session.log_demands, ()
+        self.logs.send(demands)
         while self.session.withdrawn:
             self.tasks.receive(Withdrawn(self.session.withdrawn.pop()), self._wall_ms())
         self._save.set()

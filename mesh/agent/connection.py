@@ -52,6 +52,7 @@ class Connection:
         self._session, self._managers, self._changed, self._random = session, managers, changed, random_source
         self._kick = asyncio.Event()
         self._reopen = False
+        self.address = ""  # of the manager that was tried last
         self.error = ""  # why there is no stream, if there is none
 
     def kick(self) -> None:
@@ -104,7 +105,7 @@ class Connection:
 
     async def _talk(self, address: str) -> str:
         """One stream, from Hello to its end; returns why it ended."""
-        reason = "closed"
+        reason, self.address = "closed", address
         try:
             async with self._edge.channel(address) as channel:
                 call = DispatcherStub(channel).Session()

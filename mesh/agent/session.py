@@ -22,6 +22,8 @@ REPORT_MAX = 1000
 SILENCE_PERIODS = 4
 # A manager that has said nothing at all in a stream is tried no longer than this: the next one may be there.
 FIRST_WORD_S = 5.0
+# Logs asked for between two looks of the agent; a reader of more reads them task by task.
+LOG_DEMANDS_MAX = 1024
 FIRST_PERIOD_S = 5.0  # until the manager names one
 
 
@@ -41,6 +43,7 @@ class Session:
     managers: tuple[str, ...] = ()
     role: str = ""  # what this node is to be; "" until a manager has said
     withdrawn: set[str] = field(default_factory=set)  # tasks that no node sends connections to; the agent takes them
+    log_demands: tuple[pb.LogDemand, ...] = ()  # logs that a manager wants; the agent takes them
     connected: bool = False  # a complete set has been heard in this stream
     _greeted: bool = False  # something has been heard in this stream
     _period_s: float = FIRST_PERIOD_S
@@ -99,6 +102,9 @@ class Session:
                 return True
             case "withdrawn":
                 self.withdrawn.update(message.withdrawn.task_ids)
+                return True
+            case "log_demand":
+                self.log_demands = (*self.log_demands, message.log_demand)[-LOG_DEMANDS_MAX:]
                 return True
             case None:
                 raise ProtocolError("the manager sent a message this version does not know")

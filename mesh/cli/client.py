@@ -34,7 +34,7 @@ from control.model import (
     Task,
 )
 from control.rpc import control_pb2 as pb
-from control.rpc.control_pb2_grpc import ControlStub, LocalStub
+from control.rpc.control_pb2_grpc import ControlStub, LocalStub, LogsStub
 from mesh.cli.errors import OF_STATUS, ExitCode, Failure
 
 # A manager answers within 20 s or says why not (control.server.api); the daemon in between needs a moment too.
@@ -91,6 +91,7 @@ class Client:
             ],
         )
         self._control, self._local = ControlStub(self._channel), LocalStub(self._channel)
+        self._logs = LogsStub(self._channel)
 
     def close(self) -> None:
         """End the connection, and all watches."""
@@ -167,6 +168,14 @@ class Client:
                 action = _ACTIONS.get(event.action)
                 if action is not None:
                     yield Change(action, None if action == "live" else _decode(event.object, KINDS[kind]))
+
+    def read_logs(self, *, service: str, task: str, follow: bool, tail: int | None) -> Iterator[pb.LogPiece]:
+        """What the tasks of a service, or one task, have printed; with `follow` until `close`."""
+        request = pb.LogsRequest(service=service, task=task, follow=follow)
+        if tail is not None:
+            request.tail = tail
+        with self._failures():
+            yield from self._logs.Read(request)
 
     def create_network(self, spec: NetworkSpec) -> Created:
         """Make a network."""

@@ -20,6 +20,7 @@ from mesh.cli.output import (
     print_list,
     print_objects,
 )
+from mesh.cli.remote_logs import service_logs
 from mesh.cli.service_change import change_service, create, update
 from mesh.cli.session import Session, for_each, pass_session
 from mesh.cli.show import services as show
@@ -40,6 +41,7 @@ def service() -> None:
 
 service.add_command(create)
 service.add_command(update)
+service.add_command(service_logs)
 
 
 @service.command("ls")

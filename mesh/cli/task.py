@@ -16,6 +16,7 @@ from mesh.cli.complete import names
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.lazy import AliasedGroup
 from mesh.cli.output import Listing, ListOptions, inspect_option, list_options, print_list, print_objects
+from mesh.cli.remote_logs import print_logs
 from mesh.cli.session import Session, pass_session
 from mesh.cli.show.names import named, node_names, task_name
 from mesh.cli.show.tasks import LS_COLUMNS, LS_MORE, sorted_tasks, task_records, task_rows
@@ -162,7 +163,7 @@ def _process_env(pid: int) -> dict[str, str]:
 @click.argument("name", metavar="TASK", shell_complete=names("task"))
 @pass_session
 def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None, name: str) -> None:
-    """Print what a task of this node has printed.
+    """Print what a task has printed.
 
     \b
     Examples:
@@ -175,6 +176,9 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
     client = session.client()
     state = Path(state_dir or _configured_state_dir())
     task_id = _task_with_log(client, name, state)
+    if task_id is None:
+        print_logs(client, task=name, follow=follow, tail=tail, raw=True)
+        return
     session.close()
     try:
         write_log(state, task_id, sys.stdout.buffer, tail=tail, follow=follow, sleep=session.sleep)
@@ -188,21 +192,25 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
         raise Failure(str(error)) from error
 
 
-def _task_with_log(client: Client, name: str, state: Path) -> str:
-    """The id of a task of this node, also one that has ended but is still there."""
+def _task_with_log(client: Client, name: str, state: Path) -> str | None:
+    """The id of a task of this node, also one that has ended but is still there; None if it is on another."""
     from mesh.executor.logs import has_log
 
+    elsewhere = False
     try:
         task_id, _ = client.task_process(name)
     except Failure as failure:
         if failure.code is not ExitCode.NOT_FOUND:
             raise
-        task_id = client.get(Task, name).id
+        found = client.get(Task, name)
+        task_id, elsewhere = found.id, found.node_id not in ("", client.info().node_id)
     try:
         if has_log(state, task_id):
             return task_id
     except PermissionError as error:
         raise Failure(f"not allowed to read {state / 'tasks'}: only root is", ExitCode.REFUSED) from error
+    if elsewhere:
+        return None
     raise _elsewhere(client, name) or Failure(f'task "{name}" has no log in {state / "tasks"}', ExitCode.NOT_FOUND)
 
 

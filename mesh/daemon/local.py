@@ -17,8 +17,9 @@ import msgspec
 import mesh
 from control.model import ClusterSpec
 from control.rpc import control_pb2 as pb
-from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer
+from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer, LogsServicer, LogsStub
 from control.server.edge import Edge
+from control.server.forward import hand_on
 from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
 
@@ -49,6 +50,7 @@ class NodeControl(Protocol):
     def manager_addresses(self) -> tuple[str, ...]: ...
     async def survey(self) -> pb.QuorumReply: ...
     def own_control(self) -> ControlServicer | None: ...
+    def own_logs(self) -> LogsServicer | None: ...
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -179,7 +181,7 @@ class ControlGate(ControlServicer):
         own = self._node.own_control()
         if own is not None:
             return await getattr(own, name)(request, context)
-        async with self._reach(context) as channel:
+        async with _reach(self._node, context) as channel:
             try:
                 return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
@@ -199,34 +201,54 @@ class ControlGate(ControlServicer):
             async for message in getattr(own, name)(request, context):
                 yield message
             return
-        async with self._reach(context) as channel:
+        async with _reach(self._node, context) as channel:
             try:
                 async for message in getattr(ControlStub(channel), name)(request):
                     yield message
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _explain(error))
 
-    @asynccontextmanager
-    async def _reach(self, context: Context) -> AsyncIterator[grpc.aio.Channel]:
-        """A channel to the first manager that takes a connection: so far nothing has been asked of any."""
-        addresses = self._node.manager_addresses()
-        if not addresses:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                'this node is in no cluster: start one with "mesh init", or enter one with "mesh join"',
-            )
-        for address in addresses:
-            async with self._node.edge.channel(address) as channel:
-                try:
-                    async with asyncio.timeout(REACH_TIMEOUT_S):
-                        await channel.channel_ready()
-                except TimeoutError:
-                    continue
-                yield channel
-                return
+
+class LogsGate(LogsServicer):
+    """`Logs` on the local socket of any node, for readers."""
+
+    def __init__(self, node: NodeControl) -> None:
+        self._node = node
+
+    async def Read(self, request: pb.LogsRequest, context: Context) -> None:  # type: ignore[override]  # no generator, as a manager's
+        own = self._node.own_logs()
+        if own is not None:
+            await cast(Any, own.Read(request, cast(Any, context)))
+            return
+        async with _reach(self._node, context) as channel:
+            await hand_on(LogsStub(channel), request, context)
+
+    async def Push(self, request_iterator: Any, context: Context) -> pb.PushedLogEnd:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "logs are pushed to managers")
+        raise AssertionError
+
+
+@asynccontextmanager
+async def _reach(node: NodeControl, context: Context) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the first manager that takes a connection: so far nothing has been asked of any."""
+    addresses = node.manager_addresses()
+    if not addresses:
         await context.abort(
-            grpc.StatusCode.UNAVAILABLE, f"no manager answers: tried {', '.join(addresses)}; see mesh quorum status"
+            grpc.StatusCode.FAILED_PRECONDITION,
+            'this node is in no cluster: start one with "mesh init", or enter one with "mesh join"',
         )
+    for address in addresses:
+        async with node.edge.channel(address) as channel:
+            try:
+                async with asyncio.timeout(REACH_TIMEOUT_S):
+                    await channel.channel_ready()
+            except TimeoutError:
+                continue
+            yield channel
+            return
+    await context.abort(
+        grpc.StatusCode.UNAVAILABLE, f"no manager answers: tried {', '.join(addresses)}; see mesh quorum status"
+    )
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

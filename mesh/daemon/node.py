@@ -24,9 +24,11 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlServicer,
     ControlStub,
+    LogsServicer,
     MembershipStub,
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
+    add_LogsServicer_to_server,
 )
 from control.server.edge import Edge
 from control.server.quorum import survey
@@ -38,7 +40,7 @@ from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.identity import Identity
-from mesh.daemon.local import ControlGate, LocalService, StateError
+from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.managing import Managing
 from mesh.metrics import Metrics
 
@@ -105,6 +107,7 @@ class Node:
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         add_LocalServicer_to_server(LocalService(self), server)
         add_ControlServicer_to_server(ControlGate(self), server)
+        add_LogsServicer_to_server(LogsGate(self), server)
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         os.chmod(path, 0o660)
@@ -238,6 +241,11 @@ class Node:
         """The API of the manager in this process, if there is one."""
         manager = self._managing.manager if self._managing is not None else None
         return manager.control if manager is not None else None
+
+    def own_logs(self) -> LogsServicer | None:
+        """As `own_control`."""
+        manager = self._managing.manager if self._managing is not None else None
+        return manager.logs if manager is not None else None
 
     async def survey(self) -> pb.QuorumReply:
         """How the managers are. Raises StateError."""

@@ -42,8 +42,10 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlServicer,
     LocalServicer,
+    LogsServicer,
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
+    add_LogsServicer_to_server,
 )
 from mesh.cli.main import run
 from mesh.cli.session import Session
@@ -152,7 +154,7 @@ def manager_info() -> pb.InfoReply:
 
 
 @dataclass
-class FakeDaemon(ControlServicer, LocalServicer):
+class FakeDaemon(ControlServicer, LocalServicer, LogsServicer):
     """Objects in memory. `refuse` ends calls of a method with a status; `before` runs before each call."""
 
     objects: dict[str, Object] = field(default_factory=dict)
@@ -161,6 +163,7 @@ class FakeDaemon(ControlServicer, LocalServicer):
     dns_asked: pb.DnsQueryRequest | None = None
     trace_steps: list[pb.TraceStep] = field(default_factory=list)
     trace_asked: pb.TraceRequest | None = None
+    log_pieces: list[pb.LogPiece] = field(default_factory=list)
     dns_names: list[pb.DnsName] = field(default_factory=list)
     refuse: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
     refuse_once: dict[str, tuple[grpc.StatusCode, str]] = field(default_factory=dict)
@@ -301,6 +304,12 @@ class FakeDaemon(ControlServicer, LocalServicer):
         self._begin("Backup", request, context)
         yield from (pb.BackupPiece(data=data) for data in (b"all of ", b"it"))
 
+    def Read(self, request: pb.LogsRequest, context: grpc.ServicerContext) -> Iterator[pb.LogPiece]:
+        self._begin("Read", request, context)
+        if request.service:
+            self._find("service", request.service, context)
+        yield from self.log_pieces
+
     def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> pb.TraceReply:
         self._begin("Trace", request, context)
         self.trace_asked = request
@@ -388,6 +397,7 @@ def serving(daemon: FakeDaemon, path: Path) -> Iterator[None]:
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     add_ControlServicer_to_server(daemon, server)
     add_LocalServicer_to_server(daemon, server)
+    add_LogsServicer_to_server(daemon, server)
     server.add_insecure_port(f"unix:{path}")
     server.start()
     try:

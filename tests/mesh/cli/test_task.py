@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from control.lifecycle import TaskState
 from control.model import ProcessSpec, TaskSpec, TaskStatus
+from control.rpc import control_pb2 as pb
 from mesh.executor.logs import copy_log
 from tests.mesh.cli.fake import Mesh, make_node, make_service, make_task
 
@@ -113,8 +114,10 @@ def test_logs_of_a_task_that_has_ended(here: Mesh, log_dir: Path) -> None:
 
 def test_logs_elsewhere(here: Mesh, log_dir: Path) -> None:
     state = str(log_dir.parents[1])
-    result = here("task", "logs", "--state-dir", state, "api.2")
-    assert (result.code, result.err) == (1, 'error: task "api.2" is on node "h2": run this there\n')
+    here.daemon.log_pieces = [pb.LogPiece(task_name="api.2", node="h2", data=b"far away\n")]
+    assert here.ok("task", "logs", "-n", "5", "--state-dir", state, "api.2") == "far away\n"
+    (request,) = here.daemon.requests("Read")
+    assert (request.task, request.service, request.follow, request.tail) == ("api.2", "", False, 5)
     result = here("task", "logs", "--state-dir", state, "nope.1")
     assert (result.code, result.err) == (3, 'error: no task "nope.1"\n')
 
