@@ -29,7 +29,7 @@ def test_half_a_cluster_that_starts_anew_is_known_again_and_nobody_failed() -> N
 
 
 def test_halves_that_were_apart_for_minutes_are_one_again() -> None:
-    assert "300 s apart" in large.partition(60, 0.1, away_s=300.0)
+    assert "200 s apart" in large.partition(30, 0.1, away_s=200.0)
 
 
 def test_changes_of_many_owners_reach_all_tables() -> None:
