@@ -7,6 +7,7 @@ so whatever Python and tools are here are there too. With KVM where it works, ot
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ class Outcome:
     status: int | None
     seconds: float
     boot_s: float
+    processor_s: float  # of all its processors, whatever else the machine outside had to do
 
 
 def prepare() -> Path:
@@ -59,6 +61,7 @@ def run(
     began = time.monotonic()
     argv = _command(kernel, initrd, results, accelerator, memory_mb, cpus, deterministic)
     print(f"vm: kernel {kernel.version}, {accelerator}, at most {limit_s:.0f} s", flush=True)
+    before = _processor_s()
     _watch(argv, began + limit_s)
     seconds = time.monotonic() - began
     booted, status = results / "booted", results / "status"
@@ -66,7 +69,13 @@ def run(
         int(status.read_text()) if status.exists() else None,
         seconds,
         float(booted.read_text().split()[0]) if booted.exists() else 0.0,
+        _processor_s() - before,
     )
+
+
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def accelerate() -> str:

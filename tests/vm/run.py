@@ -126,7 +126,8 @@ def main() -> int:
         for failure in found.failures:
             print(f"vm: {name}: FAILED {failure}")
         good = good and not found.failures and found.counts["passed"] > 0
-    print(f"vm: {'passed' if good else 'FAILED'}, {outcome.seconds:.0f} s, of which {outcome.boot_s:.0f} s to boot")
+    took = f"{outcome.seconds:.0f} s, {outcome.boot_s:.0f} s to boot, {outcome.processor_s:.0f} s of processor time"
+    print(f"vm: {'passed' if good else 'FAILED'}, {took}")
     if asked.keep:
         print(f"vm: results are in {results}")
     else:
