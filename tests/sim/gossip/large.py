@@ -23,6 +23,8 @@ from tests.sim.gossip.cluster import LATENCY_S, Cluster, Node, Recorder
 RACK = 100
 HOUR_S = 3600.0
 TASKS = 42
+WARM_S = 5.0
+AGAIN = 1001  # incarnation of who starts anew, as in a later minute
 SEEDS = 5  # as many managers: what nodes are told to join
 
 
@@ -58,7 +60,7 @@ def formed(nodes: int, loss: float, seed: int = 1) -> tuple[Cluster, list[Node]]
     for node in everybody:
         node.swim._outbox.broadcasts.clear()
         node.swim._syncer._seeds.update(dict.fromkeys((one.address for one in everybody[:SEEDS]), 0.0))
-    cluster.run_for(61.0)
+    cluster.run_for(WARM_S)
     return cluster, everybody
 
 
@@ -92,7 +94,7 @@ def rack(nodes: int, loss: float) -> str:
     for name in gone:
         suspected.append(max(_tally(n).get((Change.SUSPECTED, name), cluster.now) for n in cluster.up()) - began_s)
         failed.append(max(_tally(n).get((Change.FAILED, name), cluster.now) for n in cluster.up()) - began_s)
-    cluster.run_for(30.0)
+    cluster.run_for(10.0)
     return (
         f"{len(gone)} lost | suspected by all {statistics.median(suspected):.1f} (last {max(suspected):.1f}) "
         f"| failed at all {statistics.median(failed):.1f} (last {max(failed):.1f}) | {cost} "
@@ -109,7 +111,7 @@ def restart(nodes: int, loss: float) -> str:
         cluster.kill(node)
 
     def again(node: Node) -> None:
-        cluster.start(node.name, recorder=Quiet)
+        cluster.start(node.name, recorder=Quiet, incarnation=AGAIN)
         node.swim.join(seeds, cluster.now)
         cluster.turn(node)
 
