@@ -66,8 +66,7 @@ class QuorumService(QuorumServicer):
 async def survey(edge: Edge, own: pb.LookReply | None, addresses: Mapping[str, str]) -> pb.QuorumReply:
     """Ask all managers. `addresses`: where they are, by node id; `own` is what the one of this process says.
 
-    A node id may be any text for those that only an address is known of (a worker asks); they are named by what they
-    answer. One that does not answer in time is unreachable; never raises.
+    For those that only an address is known of (a worker asks), that is the key, too. One that does not answer in time is unreachable; never raises.
     """
     answers: dict[str, pb.LookReply | str] = {}
     asked = {key: address for key, address in addresses.items() if own is None or key != own.node_id}
@@ -82,21 +81,20 @@ async def survey(edge: Edge, own: pb.LookReply | None, addresses: Mapping[str, s
     if not leader and followed:
         leader = followed.most_common(1)[0][0]
     known = _known(said.values())
+    errors = {addresses[key]: error for key, error in answers.items() if isinstance(error, str)}
     rows = []
-    for node_id in sorted(known.keys() | said.keys() | {k for k, a in answers.items() if isinstance(a, str)}):
+    for node_id in sorted(known.keys() | said.keys()):
         member, reply = known.get(node_id, pb.LookMember()), said.get(node_id)
-        row = pb.QuorumRow(node_id=node_id, name=member.name, address=member.address or addresses.get(node_id, ""))
-        row.voter = member.voter
-        error = answers.get(node_id, "")
-        if reply is not None:
+        row = pb.QuorumRow(node_id=node_id, name=member.name, address=member.address, voter=member.voter)
+        error = errors.pop(member.address, "")
+        if reply is None:
+            row.status, row.error = "unreachable", error or "its address is not known"
+        else:
             row.status = "leader" if reply.role == "leader" else "reachable"
             row.said.CopyFrom(reply)
-        elif node_id in known and node_id not in addresses and row.address in addresses.values():
-            continue  # a worker has asked that address already, and nobody answered: the row is there under it
-        else:
-            row.status = "unreachable"
-            row.error = error if isinstance(error, str) else ""
         rows.append(row)
+    for address, error in errors.items():  # nobody who answers knows who that is
+        rows.append(pb.QuorumRow(node_id=address, address=address, status="unreachable", error=error))
     return pb.QuorumReply(managers=rows, leader=leader)
 
 
@@ -117,7 +115,6 @@ def _known(said: Iterable[pb.LookReply]) -> dict[str, pb.LookMember]:
 
 async def _ask(edge: Edge, key: str, address: str, answers: dict[str, pb.LookReply | str]) -> None:
     if not address:
-        answers[key] = "its address is not known"
         return
     try:
         async with edge.channel(address) as channel:

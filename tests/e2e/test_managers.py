@@ -81,7 +81,7 @@ def test_the_leader_is_killed_and_nobody_notices(bare_lab: Lab) -> None:
 def test_the_majority_is_lost_and_one_goes_on(bare_lab: Lab) -> None:
     cluster = managed(bare_lab)
     cluster.serve("api", 2, "--network", "web", "--publish", "8080:80")
-    cluster.mesh("backup", "/root/before", host="h3")
+    cluster.mesh("backup", "/var/lib/meshd/before", host="h3")
     for host in ("h2", "h3"):
         bare_lab.kill_daemon(host)
     cluster.until("nobody leads", lambda: leader(cluster, "h1") == "")
