@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
@@ -55,11 +56,32 @@ class _Net:
     subnet6: IPv6Network | None
     services: list[ServiceEntry] = field(default_factory=list)
     endpoints: list[Endpoint] = field(default_factory=list)
+    behind: dict[str, list[Endpoint]] = field(default_factory=lambda: defaultdict(list))  # the same, by service
 
     def both(self, address: str) -> tuple[Address, ...]:
         """An address of the network, and the IPv6 one that goes with it if the network has any."""
-        first = IPv4Address(address)
-        return (first,) if self.subnet6 is None else (first, embedded(self.subnet6, first))
+        return _both(address, self.record.subnet6)
+
+
+# Addresses and backends are the same objects in every plan, so that a plan and the one before are compared by identity.
+# As many are kept as the tasks of a large cluster have addresses on a few networks each.
+_KEPT = 131_072
+
+
+@lru_cache(maxsize=_KEPT)
+def _both(address: str, subnet6: str) -> tuple[Address, ...]:
+    first = IPv4Address(address)
+    return (first, embedded(IPv6Network(subnet6), first)) if subnet6 else (first,)
+
+
+@lru_cache(maxsize=_KEPT)
+def _backends(address: str, subnet6: str, weight: int) -> tuple[Backend, ...]:
+    """A task as a backend, by each of its addresses."""
+    return tuple(Backend(one, weight) for one in _both(address, subnet6))
+
+
+def _number(backend: Backend) -> int:
+    return int(backend.address)
 
 
 def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for it
@@ -113,7 +135,9 @@ def _networks(assignments: Assignments) -> list[_Net]:
     }
     for endpoint in assignments.of("endpoint", Endpoint):
         if endpoint.network_id in nets:
-            nets[endpoint.network_id].endpoints.append(endpoint)
+            net = nets[endpoint.network_id]
+            net.endpoints.append(endpoint)
+            net.behind[endpoint.service_id].append(endpoint)
     for service in assignments.of("service", ServiceEntry):
         for network_id in sorted(_service_networks(service)):
             if network_id in nets:
@@ -235,15 +259,16 @@ def _spread(
     policy: BalancePolicy,
 ) -> Iterable[VirtualService]:
     """A virtual service on the addresses `where` (one of each family of the network) for one port, or for all."""
-    states = [(net.both(e.address), _serving(view, e)) for e in endpoints]
+    states = [(e, _serving(view, e)) for e in endpoints]
+    subnet6 = net.record.subnet6
+    found = [_backends(e.address, subnet6, _WEIGHTS[state]) for e, state in states if state in _WEIGHTS]
     for family, address in enumerate(where):
-        backends = [Backend(found[family], _WEIGHTS[state]) for found, state in states if state in _WEIGHTS]
         yield VirtualService(
             address,
             port.protocol if port is not None else None,
             port.published if port is not None else None,
             port.target if port is not None else None,
-            tuple(sorted(backends, key=lambda backend: int(backend.address))),
+            tuple(sorted((each[family] for each in found), key=_number)),
             scheduler=policy.scheduler,
             affinity_s=policy.affinity_s,
             idle_s=policy.idle_s,
@@ -252,13 +277,10 @@ def _spread(
 
 def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
     uplink = names.uplink(net.record.vni)
-    of_service: dict[str, list[Endpoint]] = defaultdict(list)
-    for endpoint in net.endpoints:
-        of_service[endpoint.service_id].append(endpoint)
     services: list[VirtualService] = []
     entries = _entries(net)
     for service in net.services:
-        behind, policy = of_service[service.service_id], service.balance
+        behind, policy = net.behind[service.service_id], service.balance
         for vip in service.vips:
             if vip.network_id == net.record.id:
                 services += _spread(view, net, net.both(vip.address), None, behind, policy)
@@ -402,8 +424,7 @@ def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:
                     ready=_serving(view, endpoint) == "ready",
                     local=endpoint.node_id == view.node_id,
                 )
-                for endpoint in net.endpoints
-                if endpoint.service_id == service.service_id
+                for endpoint in net.behind[service.service_id]
             ),
             ttl_s=service.names.ttl_s,
             ports=tuple((port.name, port.protocol, port.port) for port in service.named_ports),
