@@ -271,7 +271,7 @@ def test_junk_is_counted_and_changes_nothing(data: bytes, kind: int) -> None:
     assert len(table.drain()[0]) <= 20
 
 
-@given(st.integers(0, 1 << 32), st.integers(2, 12), st.sampled_from((0.0, 0.1, 0.3)))
+@given(st.integers(0, 1 << 32), st.integers(2, 25), st.sampled_from((0.0, 0.1, 0.3)))
 @settings(max_examples=25, deadline=None)
 def test_a26_all_views_become_equal_whatever_happens(seed: int, nodes: int, loss: float) -> None:
     net = Net(seed, loss=loss)
