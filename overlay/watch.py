@@ -151,7 +151,7 @@ class Watch:
         asyncio.get_running_loop().add_reader(descriptor, self._name_changed)
 
     def _name_changed(self) -> None:
-        if any(names.is_router_netns(name) for name in self._read_names()):
+        if any(names.is_router_netns(name) or name == names.ENCRYPTION_NETNS for name in self._read_names()):
             self._notice()
 
     def _read_names(self) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dns.plan import Address
 from mesh.agent.trace import RouterState, Way
 from mesh.vip.plan import Observed
-from overlay import names
+from overlay import names, wireguard
 from overlay.rtnl import Namespace, inside
 
 
@@ -33,7 +33,22 @@ def look(netns: str, vxlan: str, observed: Observed) -> RouterState:
     finally:
         router.close()
     text = inside(netns, lambda: Path("/proc/thread-self/net/dev").read_text())
-    return RouterState(True, ways, observed.services.get(netns, ()), counters(text))
+    return RouterState(True, ways, observed.services.get(netns, ()), counters(text), _met(Path(netns).parent))
+
+
+def _met(directory: Path) -> frozenset[str]:
+    """The addresses of other nodes inside WireGuard that have answered; none where nothing is encrypted."""
+    path = directory / names.ENCRYPTION_NETNS
+    if not path.exists():
+        return frozenset()
+    inner = Namespace(str(path))
+    try:
+        door = wireguard.find(netns_dir=str(directory))
+        devices = [door.observe(inner, slot) for slot in names.KEY_SLOTS]
+    finally:
+        inner.close()
+    peers = [peer for device in devices if device is not None for peer in device.peers.values()]
+    return frozenset(prefix.partition("/")[0] for peer in peers if peer.handshake_s for prefix in peer.allowed)
 
 
 def counters(text: str) -> dict[str, tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from dns.plan import Address, DnsPlan
@@ -21,6 +22,7 @@ from dns.service import Status
 from mesh.agent.compile import NodePlan
 from mesh.metrics import Counter, Metrics
 from mesh.vip.plan import Observed, VipPlan
+from overlay import names
 from overlay.plan import OverlayPlan
 
 T = TypeVar("T")
@@ -104,6 +106,14 @@ class Unwatched:
 MakeWatch = Callable[[Callable[[], None]], Watch]
 
 
+def _watched(plan: NodePlan) -> list[str]:
+    """The namespaces of a plan: routers, and where WireGuard is if any network is encrypted."""
+    watched = [router.netns for router in plan.vip.routers]
+    if watched and any(network.encrypted for network in plan.overlay.networks):
+        watched.append(str(Path(watched[0]).with_name(names.ENCRYPTION_NETNS)))
+    return watched
+
+
 class Reconciler:
     """Applies the newest plan. `run` lives as long as the daemon; `kick` says that something changed."""
 
@@ -159,7 +169,7 @@ class Reconciler:
         expected = plan != self._last
         with self._watch.quiet():
             errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected)
-        await self._watch.follow(router.netns for router in plan.vip.routers)
+        await self._watch.follow(_watched(plan))
         await self._name_server.apply(plan.dns)
         self._last = plan if not errors else None
         outcome = Outcome(plan, sequence, tuple(errors))

@@ -51,6 +51,7 @@ class RouterState:
     ways: Mapping[Address, Way] = field(default_factory=dict)
     services: tuple[ObservedService, ...] = ()
     counters: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)  # device -> packets in, out, dropped
+    met: frozenset[str] = frozenset()  # addresses inside WireGuard whose keys have met one of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,10 @@ def _to_task(view: View, address: Address, router: RouterState) -> Iterator[Step
     where = "this node" if endpoint.node_id == view.node_id else f"node {peer.name if peer else endpoint.node_id}"
     yield Step("backend", f"{endpoint.hostname} {address} on {where}, {endpoint.state}")
     way = router.ways.get(address)
-    if way is None or not way.up:
+    encrypted = _is_encrypted(view, endpoint)
+    if peer is not None and endpoint.node_id != view.node_id and encrypted and not peer.tunnel_keys:
+        yield Step("encryption", f"{peer.name} has told no WireGuard key: mesh doctor there says what helps", lost=True)
+    elif way is None or not way.up:
         missing = "no route" if way is None else f"device {way.device} is down"
         yield Step("route", f"{missing} to {address} in the router", lost=True)
     elif endpoint.node_id == view.node_id:
@@ -180,18 +184,32 @@ def _to_task(view: View, address: Address, router: RouterState) -> Iterator[Step
     elif peer is None or not peer.data_address:
         yield Step("node", f"node {endpoint.node_id} is not known here", lost=True)
     else:
-        yield from _tunnel(peer, way)
+        yield from _tunnel(peer, way, router, encrypted=encrypted)
 
 
-def _tunnel(peer: Peer, way: Way) -> Iterator[Step]:
+def _is_encrypted(view: View, endpoint: Endpoint) -> bool:
+    return any(n.id == endpoint.network_id and n.spec.encrypted for n in view.assignments.of("network", Network))
+
+
+def _ends(peer: Peer, *, encrypted: bool) -> set[str]:
+    """The addresses at which a node takes VXLAN."""
+    if not encrypted:
+        return {peer.data_address}
+    return {str(names.tunnel_address(peer.number, key.slot)) for key in peer.tunnel_keys}
+
+
+def _tunnel(peer: Peer, way: Way, router: RouterState, *, encrypted: bool) -> Iterator[Step]:
     yield Step("route", f"via {way.via} on {way.device}")
+    ends = _ends(peer, encrypted=encrypted)
     if way.mac != names.router_mac(peer.number):
         found = way.mac or "none"
         yield Step("neighbour", f"{way.via} should be {names.router_mac(peer.number)}, is {found}", lost=True)
-    elif way.tunnel != peer.data_address:
-        yield Step(
-            "tunnel", f"{way.mac} should go to {peer.data_address}, goes to {way.tunnel or 'nowhere'}", lost=True
-        )
+    elif way.tunnel not in ends:
+        wanted = " or ".join(sorted(ends))
+        yield Step("tunnel", f"{way.mac} should go to {wanted}, goes to {way.tunnel or 'nowhere'}", lost=True)
+    elif encrypted:
+        met = "keys have met" if way.tunnel in router.met else "no handshake yet: the first packet asks for one"
+        yield Step("tunnel", f"VXLAN inside WireGuard to {peer.name} ({peer.data_address}), {met}")
     else:
         yield Step("tunnel", f"VXLAN to {peer.name} ({way.tunnel})")
     if peer.state != "ready":

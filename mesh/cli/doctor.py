@@ -76,5 +76,9 @@ def _wanted(session: Session) -> tuple[Wanted, list[Finding]]:
         return running, [*findings, Finding("error", "managers", str(failure), fix)]
     port = int(node.control_address.rpartition(":")[2] or DEFAULT_PORT)
     return replace(
-        running, control_port=port, vxlan_port=cluster.spec.vxlan_port, data_address=node.status.data_address
+        running,
+        control_port=port,
+        vxlan_port=cluster.spec.vxlan_port,
+        wireguard_port=cluster.spec.wireguard_port,
+        data_address=node.status.data_address,
     ), findings

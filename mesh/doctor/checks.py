@@ -26,6 +26,7 @@ class Wanted:
     data_address: str  # "" when it is not chosen yet
     gossip_port: int = 7946
     running: bool = False  # meshd has its ports
+    wireguard_port: int = 7947  # and the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,22 @@ def _optional(facts: Facts) -> Iterator[Finding]:
         yield Finding("note", "balancer", f"nftables: the kernel has no IPVS ({reason})", "modprobe ip_vs")
     else:
         yield Finding("ok", "balancer", "IPVS: the kernel has it")
+    yield from _encryption(facts)
     if reason := facts.kernel_can.get("sctp", ""):
         yield Finding("note", "sctp", f"the kernel has no SCTP ({reason})", "modprobe sctp")
+
+
+def _encryption(facts: Facts) -> Iterator[Finding]:
+    """What encrypted networks would use; nothing when the kernel could not be asked."""
+    reason = facts.kernel_can.get("wireguard")
+    if reason == "":
+        yield Finding("ok", "encryption", "WireGuard: the kernel has it")
+    elif reason is not None and facts.programs.get("wireguard-go"):
+        found = f"wireguard-go, several times slower: the kernel has no WireGuard ({reason})"
+        yield Finding("note", "encryption", found, "modprobe wireguard")
+    elif reason is not None:
+        found = f"no WireGuard, neither in the kernel ({reason}) nor wireguard-go: no encrypted network can be here"
+        yield Finding("note", "encryption", found, "modprobe wireguard, or apt-get install wireguard-go")
 
 
 def _ports(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
@@ -86,12 +101,16 @@ def _ports(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
         ("tcp", wanted.control_port, "managers are reached there"),
         ("tcp", wanted.gossip_port, "gossip"),
         ("udp", wanted.gossip_port, "gossip"),
+        *(("udp", wanted.wireguard_port + slot, "encrypted networks") for slot in (0, 1)),
     )
     for protocol, port, purpose in uses:
         holders = {
             one.program or "an unknown program"
             for one in facts.sockets
-            if (one.protocol, one.port) == (protocol, port) and not wanted.running
+            if (one.protocol, one.port) == (protocol, port)
+            and not wanted.running
+            # WireGuard, which stays when meshd ends: the kernel's sockets are of no program
+            and not (purpose == "encrypted networks" and one.program in ("", "wireguard-go"))
         }
         for holder in sorted(holders):
             found = f"{port}/{protocol} ({purpose}) is in use by {holder}"
@@ -155,6 +174,7 @@ def _firewall(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
             yield Finding("warning", "firewall", found, fix or f'nft insert rule {where} oifname "mu*" accept')
         else:
             ports = f"tcp/{wanted.control_port}, tcp+udp/{wanted.gossip_port}, udp/{wanted.vxlan_port}"
+            ports += f", udp/{wanted.wireguard_port}-{wanted.wireguard_port + 1} for encrypted networks"
             found = f"chain {where} drops incoming packets that it does not know"
             yield Finding("note", "firewall", found, f"let the other nodes reach {ports}")
 

@@ -43,7 +43,7 @@ def gather(state_dir: Path) -> Facts:
         python=sys.version_info[:2],
         kernel=platform.release(),
         kernel_can=_kernel_can(),
-        programs={name: shutil.which(name) is not None for name in ("nft", "modprobe")},
+        programs={name: shutil.which(name) is not None for name in ("nft", "modprobe", "wireguard-go")},
         sysctls={name: value for name in SYSCTLS if (value := _sysctl(name)) is not None},
         sockets=tuple(_sockets()),
         addresses=tuple(_addresses()),

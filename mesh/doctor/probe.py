@@ -73,6 +73,13 @@ def _ipvs() -> None:
         ipvs.service("dump")
 
 
+def _wireguard() -> None:
+    from overlay.wireguard import kernel_lacks  # noqa: PLC0415 - as above
+
+    if reason := kernel_lacks():
+        raise OSError(errno.ENOENT, reason)
+
+
 def _sctp() -> None:
     socket.socket(socket.AF_INET, socket.SOCK_STREAM, _IPPROTO_SCTP).close()
 
@@ -86,7 +93,7 @@ def main() -> None:
         return
     found = {"namespaces": ""}
     found |= {name: _try(lambda a=arguments: _link(a)) for name, arguments in LINKS.items()}  # type: ignore[misc]
-    found |= {"nftables": _try(_nftables), "ipvs": _try(_ipvs), "sctp": _try(_sctp)}
+    found |= {"nftables": _try(_nftables), "ipvs": _try(_ipvs), "sctp": _try(_sctp), "wireguard": _try(_wireguard)}
     json.dump(found, sys.stdout)
 
 

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace as changed
 
 from control.assignment import key_of
+from control.model import TunnelKey
 from dns.resolver import Explanation
 from mesh.agent.compile import compile  # noqa: A004 - the architecture's name for it
 from mesh.agent.look import counters
@@ -125,3 +126,38 @@ def test_counters_are_read_as_the_kernel_writes_them() -> None:
     idle = "    lo: 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
     busy = "vx4096: 1234 10 0 2 0 0 0 0 5678 20 0 3 0 0 0 0\n"
     assert counters(head + idle + busy) == {"vx4096": (10, 20, 5)}
+
+
+# --- encrypted ------------------------------------------------------------------------------------------------------
+
+KEYED = [changed(p, tunnel_keys=(TunnelKey(slot=1, key="A" * 43 + "="),)) for p in PEERS]
+SECRET = changed(WEB, spec=changed(WEB.spec, encrypted=True))
+
+
+def encrypted_steps(tunnel: str = "169.254.128.2", peers: Any = KEYED, **state: Any) -> list[Step]:
+    held = {key_of(r): r for r in (SETTINGS, *peers, SECRET, DB, API, endpoint(1, "n1"), endpoint(2, "n2"))}
+    view = View("n1", "10.66.0.11", "/run/netns", Assignments(1, MappingProxyType(held)), running(1))
+    router = replace(broken(tunnel=tunnel), **state)
+    return trace(view, compile(view), replace(QUESTION, target="10.1.0.12", explanation=None), router)
+
+
+def test_a_tunnel_inside_wireguard_is_told_as_such() -> None:
+    found = [(step.what, step.found) for step in encrypted_steps(met=frozenset({"169.254.128.2"}))]
+    assert ("tunnel", "VXLAN inside WireGuard to h2 (10.66.0.12), keys have met") in found
+    found = [(step.what, step.found) for step in encrypted_steps()]
+    words = "no handshake yet: the first packet asks for one"
+    assert ("tunnel", f"VXLAN inside WireGuard to h2 (10.66.0.12), {words}") in found
+    assert lost(encrypted_steps()) == []
+
+
+def test_an_encrypted_network_does_not_go_by_the_underlay() -> None:
+    mac = names.router_mac(2)
+    assert lost(encrypted_steps("10.66.0.12")) == [
+        ("tunnel", f"{mac} should go to 169.254.128.2, goes to 10.66.0.12"),
+    ]
+
+
+def test_a_node_without_a_key_loses_what_is_encrypted() -> None:
+    ways = {A("10.1.0.11"): LOCAL}
+    expected = [("encryption", "h2 has told no WireGuard key: mesh doctor there says what helps")]
+    assert lost(encrypted_steps(peers=PEERS, ways=ways)) == expected

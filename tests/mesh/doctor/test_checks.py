@@ -40,6 +40,19 @@ def test_a_healthy_machine() -> None:
         (replace(HEALTHY, kernel_can=CAN | {"vxlan": "Operation not supported"}), "error", "kernel", "no vxlan"),
         (replace(HEALTHY, kernel_can=CAN | {"ipvs": "No such file"}), "note", "balancer", "no IPVS"),
         (replace(HEALTHY, kernel_can=CAN | {"sctp": "no"}), "note", "sctp", "no SCTP"),
+        (replace(HEALTHY, kernel_can=CAN | {"wireguard": "No such file"}), "note", "encryption", "no WireGuard"),
+        (
+            replace(HEALTHY, kernel_can=CAN | {"wireguard": "No such file"}, programs={"wireguard-go": True}),
+            "note",
+            "encryption",
+            "wireguard-go, several times slower",
+        ),
+        (
+            replace(HEALTHY, sockets=(Socket("udp", IPv4Address(0), 7948, "nginx"),)),
+            "error",
+            "port",
+            "7948/udp (encrypted networks) is in use by nginx",
+        ),
         (
             replace(HEALTHY, sockets=(Socket("tcp", IPv4Address("0.0.0.0"), 7377, "nginx"),)),
             "error",
@@ -123,3 +136,13 @@ def test_several_addresses_need_a_choice_before_a_cluster_is_joined() -> None:
 def test_reserved_automatic_ports_are_no_conflict() -> None:
     sysctls = {"net.ipv4.ip_local_port_range": "1024\t65535", "net.ipv4.ip_local_reserved_ports": "30000-32767"}
     assert wrong(replace(HEALTHY, sysctls=sysctls)) == []
+
+
+def test_wireguard_that_outlived_the_daemon_is_no_conflict() -> None:
+    for program in ("", "wireguard-go"):
+        assert wrong(replace(HEALTHY, sockets=(Socket("udp", IPv4Address(0), 7947, program),))) == []
+
+
+def test_which_wireguard_is_used_is_said() -> None:
+    found = [f.found for f in examine(replace(HEALTHY, kernel_can=CAN | {"wireguard": ""}), WANTED)]
+    assert "WireGuard: the kernel has it" in found
