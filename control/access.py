@@ -64,9 +64,14 @@ TABLE: Final[dict[str, _Rights]] = {
     "Control/Remove": {**_RUN, "worker": _OWN},  # a node signs off; of others only `REMOVABLE`
     "Control/RotateToken": _GOVERN,
     "Control/Backup": _GOVERN,
+    "Control/GetAuthority": _READ,
+    "Control/RotateAuthority": _GOVERN,
     "Membership/Join": _all("manager"),  # newcomers come by the door for them (control.server.enrolment)
     "Membership/Enlist": _SELF,
+    "Membership/Renew": _SELF,
     "Dispatcher/Session": {"worker": _OWN, "manager": _OWN},
+    "Logs/Read": _READ,
+    "Logs/Push": _all("worker", "manager"),  # a demand that only the node was told is its proof
     "Quorum/Look": _all("local", "worker", "manager", "viewer", "operator", "admin"),
     "Local/Info": _LOCAL,
     "Local/Init": _LOCAL,
@@ -89,7 +94,16 @@ REMOVABLE: Final[dict[CallerRole, frozenset[str]]] = {
 SHOWN_SECRETS: Final[frozenset[CallerRole]] = frozenset({"local", "manager", "admin"})
 # Calls that change nothing: they are not written into the audit log unless they are refused.
 READS: Final = frozenset(
-    {"Control/List", "Control/Get", "Control/Watch", "Quorum/Look", "Dispatcher/Session"}
+    {
+        "Control/List",
+        "Control/Get",
+        "Control/Watch",
+        "Control/GetAuthority",
+        "Quorum/Look",
+        "Dispatcher/Session",
+        "Logs/Read",
+        "Logs/Push",
+    }
     | {name for name in TABLE if name.startswith("Local/")}
 ) - {"Local/Init", "Local/Join", "Local/Leave"}
 

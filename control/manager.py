@@ -13,18 +13,19 @@ import base64
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import grpc
 
-from control import allocator, orchestrator, scheduler
+from control import allocator, orchestrator, scheduler, trust
+from control.ca.root import CaError, Root
 from control.home import Home, HomeError, Seating
 from control.ids import IdSource
 from control.leader import Core, Leader
 from control.lifecycle import Writer
-from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus
+from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus, Object
 from control.roll import Roll
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
@@ -38,6 +39,7 @@ from control.server.api import ControlService
 from control.server.dispatcher import DispatcherService
 from control.server.edge import Edge, ListenError
 from control.server.forward import ForwardingControl, ForwardingLogs, ForwardingMembership, Leaders
+from control.server.guard import Audit
 from control.server.logs import LogsService
 from control.server.managers import check_farewell
 from control.server.membership import MembershipService
@@ -50,6 +52,7 @@ from control.store.errors import NotLeader, StoreClosed, StoreError
 from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
+from control.trust import Trust, found
 
 GOSSIP_KEY_BYTES = 32  # AES-256
 
@@ -74,12 +77,14 @@ class Bootstrapped:
     secret: str
     worker_token: str
     manager_token: str
+    chain: bytes = b""  # its certificate, and the roots to believe; PEM
+    roots: bytes = b""
 
 
 class Manager:
     """See the module. Made by `open`."""
 
-    def __init__(self, store: Store, seat: Seating, edge: Edge, wall_ms: Callable[[], int]) -> None:
+    def __init__(self, store: Store, seat: Seating, edge: Edge, wall_ms: Callable[[], int], audit: Audit) -> None:
         self.store = store
         decisions = asyncio.Lock()
         new_id = IdSource(random.SystemRandom())
@@ -88,14 +93,15 @@ class Manager:
         self._edge = edge
         self._leaders = Leaders(store, edge, self._nobody)
         control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go)
-        membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit)
+        membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit, wall_ms)
         self.control = ForwardingControl(control, self._leaders, store)
         self.membership = ForwardingMembership(membership, self._leaders, store)
+        self.trust = Trust(store, edge, audit)
         self.dispatcher = DispatcherService(store, wall_ms, random.Random(), self._leaders.address)
         self.logs = ForwardingLogs(LogsService(store, self.dispatcher.tell, new_id), self._leaders, store)
         self.leader = Leader(store, decisions, _cores(new_id), wall_ms)
         self.port = 0  # where the server listens
-        self._server = edge.server()
+        self._server = edge.server([self.trust.guard] if self.trust.secure else [])
 
     @classmethod
     async def open(
@@ -105,6 +111,7 @@ class Manager:
         listen: str,
         wall_ms: Callable[[], int],
         edge: Edge = Edge(),  # noqa: B008 - it has no state
+        audit: Audit = lambda *_: None,
     ) -> Manager:
         """Open the state that the seat's backend keeps and bind `listen` (host:port, or unix:path; port 0 for any).
 
@@ -119,7 +126,7 @@ class Manager:
         if not store.view().all(Cluster) and not seat.newcomer:
             await store.close()
             raise ManagerError("the state of this manager holds no cluster: it was not made by mesh init, or only half")
-        manager = cls(store, seat, edge, wall_ms)
+        manager = cls(store, seat, edge, wall_ms, audit)
         server = manager._server
         manager.add_services(server)
         add_MembershipServicer_to_server(manager.membership, server)
@@ -128,6 +135,7 @@ class Manager:
         add_LogsServicer_to_server(manager.logs, server)
         try:
             manager.port = edge.listen(server, listen)
+            manager.trust.listen(listen, manager.membership)
         except ListenError as error:
             await store.close()
             raise ManagerError(str(error)) from error
@@ -143,10 +151,13 @@ class Manager:
         data_address: str,
         address: str,
         wall_ms: Callable[[], int],
+        csr: bytes = b"",
+        root: Root | None = None,
     ) -> Bootstrapped:
         """Begin a new cluster in `home`, where there must be none, with this node as its manager.
 
-        `address` is host:port of its API, as others reach it. Raises ManagerError.
+        `address` is host:port of its API, as others reach it; `csr` asks for its certificate; `root` is an authority
+        that was brought along. Raises ManagerError.
         """
         if mistakes := cluster_mistakes(spec):
             raise ManagerError("\n".join(mistakes))
@@ -158,28 +169,37 @@ class Manager:
             raise ManagerError(str(refusal)) from refusal
         new_id = IdSource(random.SystemRandom())
         cluster_id, secret = new_id(), new_id()
+        node_id = new_id()
+        try:
+            founding = found(cluster_id, node_id, root, csr, wall_ms() / 1000)
+        except CaError as error:
+            raise ManagerError(str(error)) from error
         node = Node(
-            id=new_id(),
+            id=node_id,
             spec=node_spec,
             number=FIRST_NODE_NUMBER,
             description=description,
             status=NodeStatus(message="has made the cluster", data_address=data_address),
             secret_digest=secret_digest(secret),
             control_address=address,
+            key_digest=founding.key_digest,
+            issuer=founding.digest,
         )
         cluster = Cluster(
             id=cluster_id,
             spec=spec,
-            worker_token=make_token(cluster_id, _random_bytes()),
-            manager_token=make_token(cluster_id, _random_bytes()),
+            worker_token=make_token(founding.digest, _random_bytes()),
+            manager_token=make_token(founding.digest, _random_bytes()),
             next_node_number=FIRST_NODE_NUMBER + 1,
             gossip_keys=(base64.b64encode(secrets.token_bytes(GOSSIP_KEY_BYTES)).decode(),),
         )
+        first = (cluster, node, founding.authority)
         try:
-            await home.create(cluster_id, node.id, lambda backend: _write(backend, cluster, node, wall_ms))
+            await home.create(cluster_id, node.id, lambda backend: _write(backend, first, wall_ms))
         except HomeError as error:
             raise ManagerError(str(error)) from error
-        return Bootstrapped(cluster_id, node.id, node.number, secret, cluster.worker_token, cluster.manager_token)
+        tokens = cluster.worker_token, cluster.manager_token
+        return Bootstrapped(cluster_id, node.id, node.number, secret, *tokens, founding.chain, founding.roots)
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """Serve the API on another server, too (the daemon's local socket): Control, with the same object."""
@@ -191,6 +211,7 @@ class Manager:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._store_end())
+                group.create_task(self.trust.run())
                 while True:
                     await self._lead()
         except* StoreClosed:
@@ -201,6 +222,7 @@ class Manager:
     async def close(self) -> None:
         """Let go of the port and of the files. Idempotent."""
         await self._server.stop(0)
+        self.trust.close()
         await self._leaders.close()
         await self.store.close()
 
@@ -244,6 +266,7 @@ def _cores(new_id: Callable[[], str]) -> tuple[Core, ...]:
         Core("orchestrator", partial(orchestrator.decide, new_id=new_id)),
         Core("allocator", partial(allocator.decide, new_id=new_id)),
         Core("scheduler", partial(scheduler.decide, new_id=new_id)),
+        Core("trust", trust.decide),
     )
 
 
@@ -251,10 +274,10 @@ def _random_bytes() -> bytes:
     return secrets.token_bytes(RANDOM_BYTES)
 
 
-async def _write(backend: Backend, cluster: Cluster, node: Node, wall_ms: Callable[[], int]) -> None:
+async def _write(backend: Backend, objects: Iterable[Object], wall_ms: Callable[[], int]) -> None:
     store = Store(backend, wall_ms)
     try:
         await store.open()
-        await store.commit([Put(cluster), Put(node)], Writer.ORCHESTRATOR, term=await store.leading())
+        await store.commit([Put(obj) for obj in objects], Writer.ORCHESTRATOR, term=await store.leading())
     finally:
         await store.close()

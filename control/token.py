@@ -1,9 +1,9 @@
 """Join tokens, node secrets and ids. Pure: all randomness is passed in as bytes.
 
 A join token is `MTKN-1-<digest>-<secret>`. The digest lets a newcomer check that the cluster it talks to is the one it
-was told to join; it is of the cluster's id (of the root certificate, once there is a certificate authority). The
-secret says which role the newcomer gets. Both are base 36, so that a double click selects the whole token.
-Format after SwarmKit's `SWMTKN-1-...` (ca/certificates.go).
+was told to join, before it says anything: it is of the root certificate (control.ca.root). The secret says which role
+the newcomer gets. Both are base 36, so that a double click selects the whole token. After SwarmKit's `SWMTKN-1-...`
+(ca/certificates.go).
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ def make_id(random_bytes: bytes) -> str:
     return base36(random_bytes, _SECRET_LENGTH)
 
 
-def digest_of(cluster_id: str) -> str:
-    """What the tokens of a cluster carry to name it."""
-    return base36(hashlib.sha256(cluster_id.encode()).digest(), _DIGEST_LENGTH)
+def make_token(digest: str, random_bytes: bytes) -> str:
+    """A new join token of the cluster whose root has this digest, from 16 random bytes."""
+    assert _is_base36(digest, _DIGEST_LENGTH), "a digest of a root"
+    return str(JoinToken(digest, make_id(random_bytes)))
 
 
-def make_token(cluster_id: str, random_bytes: bytes) -> str:
-    """A new join token of a cluster, from 16 random bytes."""
-    return str(JoinToken(digest_of(cluster_id), make_id(random_bytes)))
+def with_digest(token: str, digest: str) -> str:
+    """The same secret for another root."""
+    return str(JoinToken(digest, parse_token(token).secret))
 
 
 def parse_token(text: str) -> JoinToken:

@@ -49,6 +49,81 @@ class Object(_message.Message):
 Global___Object: _TypeAlias = Object  # noqa: Y015
 
 @_typing.final
+class GetAuthorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class RotateAuthorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM both"""
+    key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateAuthorityRequest: _TypeAlias = RotateAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class AuthorityReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CHANGING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM of the root that signs"""
+    digest: _builtins.str
+    changing: _builtins.bool
+    done: _builtins.int
+    """nodes with a certificate of it"""
+    total: _builtins.int
+    away: _builtins.int
+    """of the others, those that are down: they are not waited for"""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        digest: _builtins.str = ...,
+        changing: _builtins.bool = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        away: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "certificate", b"certificate", "changing", b"changing", "digest", b"digest", "done", b"done", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorityReply: _TypeAlias = AuthorityReply  # noqa: Y015
+
+@_typing.final
 class BackupRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -432,6 +507,52 @@ class RotateTokenReply(_message.Message):
 Global___RotateTokenReply: _TypeAlias = RotateTokenReply  # noqa: Y015
 
 @_typing.final
+class RenewRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    csr: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class RenewReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM, and what links it to the roots"""
+    roots: _builtins.bytes
+    """PEM, all that are to be believed"""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        roots: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewReply: _TypeAlias = RenewReply  # noqa: Y015
+
+@_typing.final
 class EnlistRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -602,6 +723,7 @@ class JoinRequest(_message.Message):
     AVAILABILITY_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     description: _builtins.bytes
     """NodeDescription"""
@@ -611,6 +733,8 @@ class JoinRequest(_message.Message):
     node_id: _builtins.str
     """with `secret`: a member that joins again keeps its identity"""
     secret: _builtins.str
+    csr: _builtins.bytes
+    """PKCS 10, DER, of the node's key: the same one when it joins again"""
     def __init__(
         self,
         *,
@@ -620,10 +744,11 @@ class JoinRequest(_message.Message):
         availability: _builtins.str = ...,
         node_id: _builtins.str = ...,
         secret: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "data_address", b"data_address", "description", b"description", "node_id", b"node_id", "secret", b"secret", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr", b"csr", "data_address", b"data_address", "description", b"description", "node_id", b"node_id", "secret", b"secret", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,12 +764,17 @@ class JoinReply(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     MANAGERS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     node_number: _builtins.int
     secret: _builtins.str
     """proves the node's identity to the dispatcher"""
     cluster_id: _builtins.str
     role: _builtins.str
+    certificate: _builtins.bytes
+    """as in RenewReply"""
+    roots: _builtins.bytes
     @_builtins.property
     def managers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port"""
@@ -658,10 +788,12 @@ class JoinReply(_message.Message):
         cluster_id: _builtins.str = ...,
         managers: _abc.Iterable[_builtins.str] | None = ...,
         role: _builtins.str = ...,
+        certificate: _builtins.bytes = ...,
+        roots: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "managers", b"managers", "node_id", b"node_id", "node_number", b"node_number", "role", b"role", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "cluster_id", b"cluster_id", "managers", b"managers", "node_id", b"node_id", "node_number", b"node_number", "role", b"role", "roots", b"roots", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -921,8 +1053,11 @@ class HeartbeatReply(_message.Message):
     PERIOD_S_FIELD_NUMBER: _builtins.int
     MANAGERS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     period_s: _builtins.float
     role: _builtins.str
+    renew: _builtins.bool
+    """it shall ask for another certificate: the root is being changed"""
     @_builtins.property
     def managers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as in Welcome, whenever it has changed"""
@@ -933,10 +1068,11 @@ class HeartbeatReply(_message.Message):
         period_s: _builtins.float = ...,
         managers: _abc.Iterable[_builtins.str] | None = ...,
         role: _builtins.str = ...,
+        renew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["managers", b"managers", "period_s", b"period_s", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["managers", b"managers", "period_s", b"period_s", "renew", b"renew", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,6 +100,16 @@ class ControlStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.BackupRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.BackupPiece.FromString,
                 _registered_method=True)
+        self.GetAuthority = channel.unary_unary(
+                '/mesh.control.v1.Control/GetAuthority',
+                request_serializer=control_dot_rpc_dot_control__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
+                _registered_method=True)
+        self.RotateAuthority = channel.unary_unary(
+                '/mesh.control.v1.Control/RotateAuthority',
+                request_serializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -192,6 +202,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAuthority(self, request, context):
+        """The root that is believed, and how far a change of it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuthority(self, request, context):
+        """Begins a change of the root; with an empty request, to a new one of the cluster's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -254,6 +278,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=control_dot_rpc_dot_control__pb2.BackupRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.BackupPiece.SerializeToString,
+            ),
+            'GetAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthority,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.AuthorityReply.SerializeToString,
+            ),
+            'RotateAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuthority,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.AuthorityReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -596,11 +630,66 @@ class Control:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def GetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/GetAuthority',
+            control_dot_rpc_dot_control__pb2.GetAuthorityRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/RotateAuthority',
+            control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class MembershipStub:
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     def __init__(self, channel):
@@ -619,12 +708,18 @@ class MembershipStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.EnlistRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.EnlistReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/mesh.control.v1.Membership/Renew',
+                request_serializer=control_dot_rpc_dot_control__pb2.RenewRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.RenewReply.FromString,
+                _registered_method=True)
 
 
 class MembershipServicer:
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     def Join(self, request, context):
@@ -636,6 +731,13 @@ class MembershipServicer:
     def Enlist(self, request, context):
         """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
         says it again whenever it starts, since its addresses may have changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Another certificate for a node's key, for the role that the node has now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -654,6 +756,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     request_deserializer=control_dot_rpc_dot_control__pb2.EnlistRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.EnlistReply.SerializeToString,
             ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.RenewRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.RenewReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'mesh.control.v1.Membership', rpc_method_handlers)
@@ -665,7 +772,8 @@ def add_MembershipServicer_to_server(servicer, server):
 class Membership:
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     @staticmethod
@@ -712,6 +820,33 @@ class Membership:
             '/mesh.control.v1.Membership/Enlist',
             control_dot_rpc_dot_control__pb2.EnlistRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.EnlistReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Membership/Renew',
+            control_dot_rpc_dot_control__pb2.RenewRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

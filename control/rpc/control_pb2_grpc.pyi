@@ -65,6 +65,10 @@ class ControlStub:
     RotateToken: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]
     Backup: _grpc.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]
     """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetAuthorityRequest, _control_pb2.AuthorityReply]
+    """The root that is believed, and how far a change of it is."""
+    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]
+    """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -98,6 +102,10 @@ class ControlAsyncStub(ControlStub):
     RotateToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]  # type: ignore[assignment]
     Backup: _aio.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]  # type: ignore[assignment]
     """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_control_pb2.GetAuthorityRequest, _control_pb2.AuthorityReply]  # type: ignore[assignment]
+    """The root that is believed, and how far a change of it is."""
+    RotateAuthority: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]  # type: ignore[assignment]
+    """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     """--- the API of the managers -----------------------------------------------------------------------------------
@@ -201,12 +209,29 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_control_pb2.BackupPiece], _abc.AsyncIterator[_control_pb2.BackupPiece]]:
         """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
 
+    @_abc_1.abstractmethod
+    def GetAuthority(
+        self,
+        request: _control_pb2.GetAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AuthorityReply, _abc.Awaitable[_control_pb2.AuthorityReply]]:
+        """The root that is believed, and how far a change of it is."""
+
+    @_abc_1.abstractmethod
+    def RotateAuthority(
+        self,
+        request: _control_pb2.RotateAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AuthorityReply, _abc.Awaitable[_control_pb2.AuthorityReply]]:
+        """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MembershipStub:
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     @_typing.overload
@@ -218,12 +243,15 @@ class MembershipStub:
     """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
     says it again whenever it starts, since its addresses may have changed.
     """
+    Renew: _grpc.UnaryUnaryMultiCallable[_control_pb2.RenewRequest, _control_pb2.RenewReply]
+    """Another certificate for a node's key, for the role that the node has now."""
 
 @_typing.type_check_only
 class MembershipAsyncStub(MembershipStub):
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -232,11 +260,14 @@ class MembershipAsyncStub(MembershipStub):
     """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
     says it again whenever it starts, since its addresses may have changed.
     """
+    Renew: _aio.UnaryUnaryMultiCallable[_control_pb2.RenewRequest, _control_pb2.RenewReply]  # type: ignore[assignment]
+    """Another certificate for a node's key, for the role that the node has now."""
 
 class MembershipServicer(metaclass=_abc_1.ABCMeta):
     """--- joining ---------------------------------------------------------------------------------------------------
 
-    Served by managers over TCP, to machines that are not members yet.
+    Served by managers over TCP, to each other: machines that are not members yet say Join at another port, where no
+    certificate is asked for (control.server.enrolment), and the manager there hands it on.
     """
 
     @_abc_1.abstractmethod
@@ -255,6 +286,14 @@ class MembershipServicer(metaclass=_abc_1.ABCMeta):
         """A node that is to be a manager says where it will be reached, and is told how it takes part; one that is a manager
         says it again whenever it starts, since its addresses may have changed.
         """
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _control_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RenewReply, _abc.Awaitable[_control_pb2.RenewReply]]:
+        """Another certificate for a node's key, for the role that the node has now."""
 
 def add_MembershipServicer_to_server(servicer: MembershipServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from control.ca import rotation
 from control.lifecycle import Writer
 from control.model import (
     Cluster,
@@ -29,7 +30,7 @@ from control.model import (
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer
-from control.server import networks, nodes, services
+from control.server import certificates, networks, nodes, services
 from control.server.filters import predicate
 from control.server.hop import LEADER
 from control.server.objects import spec_from_wire, to_wire
@@ -200,6 +201,20 @@ class ControlService(ControlServicer):
             await self._change(decide)
             return pb.RotateTokenReply(token=token)
 
+    # --- trust ------------------------------------------------------------------------------------------------------
+
+    async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        async with answering(context):
+            return _authority_reply(self._store.view())
+
+    async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        async with answering(context):
+            now_s, serials = self._wall_ms() / 1000, (self._random_bytes(), self._random_bytes())
+            await self._change(
+                lambda view: certificates.rotate(view, request.certificate, request.key, now_s, *serials)
+            )
+            return _authority_reply(self._store.view())
+
     # --- removal ----------------------------------------------------------------------------------------------------
 
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
@@ -267,6 +282,19 @@ class ControlService(ControlServicer):
         await self._change(step)
         after = self._store.view().get(type(found[0]), found[0].id)
         return to_wire(after if after is not None else found[0])
+
+
+def _authority_reply(view: Snapshot) -> pb.AuthorityReply:
+    authority = certificates.authority_of(view)
+    progress = rotation.progress(authority, view.all(Node))
+    return pb.AuthorityReply(
+        certificate=authority.certificate.encode(),
+        digest=progress.digest,
+        changing=progress.changing,
+        done=progress.done,
+        total=progress.total,
+        away=progress.away,
+    )
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from control import access
 from control.dispatcher.attaching import attachment_changes
 from control.dispatcher.events import (
     Close,
@@ -38,6 +39,7 @@ from control.dispatcher.writes import Write, node_changes, report_changes
 from control.lifecycle import Writer
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import DispatcherServicer
+from control.server.caller import caller
 from control.server.hop import LEADER, peer_address
 from control.server.transact import insist
 from control.store.errors import StoreClosed
@@ -52,6 +54,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # The status of a stream goes behind what was written to it; a node that does not read never gets it.
 ABORT_TIMEOUT_S = 1.0
+
+
+_SESSION = "Dispatcher/Session"
 
 
 class _StreamEnd(Exception):
@@ -193,6 +198,9 @@ class DispatcherService(DispatcherServicer):
                 raise _StreamEnd("INVALID_ARGUMENT", "the node sent something that cannot be read") from error
             if not isinstance(message, pb.NodeMessage):  # grpc.aio.EOF
                 raise _StreamEnd
+            who = caller()
+            if who is not None and message.HasField("hello") and access.refusal(_SESSION, who, message.hello.node_id):
+                raise _StreamEnd("PERMISSION_DENIED", f"{who} may not speak for node {message.hello.node_id[:40]}")
             self._feed(Heard(stream, message))
 
     async def _write_stream(self, stream: int, outbox: _Outbox, context: Context) -> None:

@@ -26,6 +26,7 @@ from control.rpc.control_pb2_grpc import (
 )
 from control.server.api import CALL_TIMEOUT_S, ControlService, answering
 from control.server.edge import Edge
+from control.server.guard import said_by
 from control.server.hop import CALLER, HOP, LEADER, forwarded, not_done, peer_address
 from control.server.logs import LogsService
 from control.server.membership import MembershipService
@@ -111,7 +112,7 @@ class Leaders:
     async def _ask(self, stub: Any, name: str, request: Any, context: Context, address: str) -> Any:
         """One attempt. Raises AioRpcError, and TimeoutError if the leader was deposed and does not answer."""
         loop, turn = asyncio.get_running_loop(), self._store.turn()
-        metadata = ((HOP, "1"), (CALLER, peer_address(context)))
+        metadata = ((HOP, "1"), (CALLER, peer_address(context)), *said_by())
         async with asyncio.timeout(CALL_TIMEOUT_S) as timer:
 
             def hurry(_: object) -> None:
@@ -161,6 +162,12 @@ class ForwardingControl(ControlServicer):
     async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenReply:
         return cast("pb.RotateTokenReply", await self._pass("RotateToken", request, context))
 
+    async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        return cast("pb.AuthorityReply", await self._pass("GetAuthority", request, context))
+
+    async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
+
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         await self._catch_up(context)
         async for event in self._own.Watch(request, context):
@@ -194,6 +201,23 @@ class ForwardingMembership(MembershipServicer):
     async def Enlist(self, request: pb.EnlistRequest, context: Context) -> pb.EnlistReply:
         return cast("pb.EnlistReply", await self._pass("Enlist", request, context))
 
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        return cast("pb.RenewReply", await self._pass("Renew", request, context))
+
+    async def let_in(self, request: pb.JoinRequest, address: str) -> pb.JoinReply:
+        """A newcomer at the door of this manager. Raises Refusal, StoreError."""
+        now_s = asyncio.get_running_loop().time
+        end_s = now_s() + LEADER_WAIT_S
+        while leader := await self._leaders.find(end_s):
+            stub, metadata = MembershipStub(await self._leaders.channel(leader)), ((HOP, "1"), (CALLER, address))
+            try:
+                return await stub.Join(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                if not not_done(error) or now_s() > end_s:
+                    raise Refusal.of_wire(error.code().name, error.details() or error.code().name) from error
+            await asyncio.sleep(RETRY_PAUSE_S)
+        return await self._own.let_in(request, address)
+
     async def _pass(self, name: str, request: Any, context: Context) -> Any:
         return await pass_on(self._own, self._leaders, self._store, MembershipStub, name, request, context)
 
@@ -212,7 +236,7 @@ class ForwardingLogs(LogsServicer):
                 return
             if forwarded(context):
                 raise Refusal("UNAVAILABLE", f"this manager does not lead the cluster: {address} does")
-            metadata = ((HOP, "1"), (CALLER, peer_address(context)))
+            metadata = ((HOP, "1"), (CALLER, peer_address(context)), *said_by())
             await hand_on(LogsStub(await self._leaders.channel(address)), request, context, metadata)
 
     async def Push(self, request_iterator: Any, context: Context) -> pb.PushedLogEnd:

@@ -11,32 +11,32 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any, cast
 
 import grpc
 
 from control import access
 from control.access import Caller
-from control.ca.names import holder_of
-from control.server.hop import CALLER, HOP, peer_address
+from control.ca.names import holder_of, parse_uri
+from control.server.caller import caller, serve_for
+from control.server.hop import CALLER, HOP, WHO, peer_address
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# Why a holder does not stand any more (with the PEM of its certificate), "" if it does.
-Standing = Callable[[Caller, bytes], str]
+# As whom a holder (with the PEM of its certificate) counts now, or why it counts no more.
+Standing = Callable[[Caller, bytes], Caller | str]
 # Call, caller, address, what it is about, result.
 Audit = Callable[[str, str, str, str, str], None]
 
 # The first of these that a request has says which node it is about.
 _SUBJECTS = ("node_id", "reference")
-_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
-def caller() -> Caller | None:
-    """Who makes the call that is being served; None outside of one."""
-    return _caller.get()
+def said_by() -> tuple[tuple[str, str], ...]:
+    """Whose call it is, for the manager that it is handed on to."""
+    who = caller()
+    return ((WHO, who.holder.uri),) if who is not None and who.holder is not None else ()
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -63,7 +63,11 @@ class Guard(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(call, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
-        assert handler.stream_stream is not None, "the contract has no other kind of call"
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                self._session(call, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
+        assert handler.stream_stream is not None, "there is no other kind of call"
         return grpc.stream_stream_rpc_method_handler(
             self._session(call, handler.stream_stream), handler.request_deserializer, handler.response_serializer
         )
@@ -73,7 +77,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, call: str, behaviour: Any) -> Callable[[Any, Context], Awaitable[Any]]:
         async def guarded(request: Any, context: Context) -> Any:
             who = await self._admit(call, request, context)
-            _caller.set(who)
+            serve_for(who)
             try:
                 answer = await behaviour(request, context)
             except BaseException as error:
@@ -84,27 +88,28 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _stream(self, call: str, behaviour: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        assert inspect.isasyncgenfunction(behaviour)
+    def _stream(self, call: str, behaviour: Any) -> Any:
+        if not inspect.isasyncgenfunction(behaviour):  # it writes by itself
+            return self._unary(call, behaviour)
 
         async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
             who = await self._admit(call, request, context)
-            _caller.set(who)
+            serve_for(who)
             self._note(call, who, request, context, "begun")
             async for answer in behaviour(request, context):
                 yield answer
 
         return guarded
 
-    def _session(self, call: str, behaviour: Any) -> Callable[[Any, Context], Awaitable[None]]:
-        """The right to it is for oneself; who that is, only the first message says: the service compares."""
+    def _session(self, call: str, behaviour: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        """Where it is for oneself, only the first message says who that is: the service compares."""
 
-        async def guarded(requests: Any, context: Context) -> None:
+        async def guarded(requests: Any, context: Context) -> Any:
             who = await self._identify(call, context)
             if access.right(call, who.role) is None:
                 await self._refuse(call, who, context, access.refusal(call, who, None))
-            _caller.set(who)
-            await behaviour(requests, context)
+            serve_for(who)
+            return await behaviour(requests, context)
 
         return guarded
 
@@ -121,19 +126,26 @@ class Guard(grpc.aio.ServerInterceptor):
         """Who calls. Ends the call if that is nobody who stands."""
         if not self._secure:
             return Caller()
-        said = cast("dict[str, list[bytes]]", context.auth_context())
-        holder = holder_of([uri.decode(errors="replace") for uri in said.get("peer_uri", [])])
-        if holder is None or said.get("ssl_tls_version") != [b"TLSv1.3"]:
+        shown = cast("dict[str, list[bytes]]", context.auth_context())
+        holder = holder_of([uri.decode(errors="replace") for uri in shown.get("peer_uri", [])])
+        if holder is None or shown.get("ssl_tls_version") != [b"TLSv1.3"]:
             self.refused[call] += 1
             log.warning("refused a call", extra={"call": call, "peer": context.peer(), "reason": "no certificate"})
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "only members of this cluster may call, by TLS 1.3")
         assert holder is not None
         who = Caller(holder)
-        if reason := self._standing(who, next(iter(said.get("x509_pem_cert", [])), b"")):
-            await self._refuse(call, who, context, reason, grpc.StatusCode.UNAUTHENTICATED)
-        if who.role != "manager" and dict(context.invocation_metadata() or ()).keys() & {HOP, CALLER}:
+        now = self._standing(who, next(iter(shown.get("x509_pem_cert", [])), b""))
+        if isinstance(now, str):
+            await self._refuse(call, who, context, now, grpc.StatusCode.UNAUTHENTICATED)
+        else:
+            who = now
+        metadata = dict(context.invocation_metadata() or ())
+        if not metadata.keys() & {HOP, CALLER, WHO}:
+            return who
+        said = parse_uri(str(metadata[WHO])) if WHO in metadata else who.holder
+        if who.role != "manager" or said is None:
             await self._refuse(call, who, context, f"{who} hands on a call, which only managers do")
-        return who
+        return Caller(said)
 
     async def _refuse(
         self,

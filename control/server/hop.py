@@ -13,6 +13,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 HOP = "mesh-hop"
 # The address of the caller of a call that was handed on.
 CALLER = "mesh-caller"
+# Whose call it is that was handed on, by the URI in the certificate; without it, the manager's own, or its socket's.
+WHO = "mesh-who"
 # In the status of a call that was refused, and not done, because this manager does not lead: who does, or "".
 LEADER = "mesh-leader"
 

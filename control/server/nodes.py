@@ -13,7 +13,7 @@ from control.server.refusal import Refusal, mistaken
 from control.spec import DescriptionError, cluster_mistakes, node_mistakes, read_description
 from control.store.tables import Snapshot
 from control.store.txn import Change, Delete, Put
-from control.token import TokenError, digest_of, make_token, parse_token, same, secret_digest
+from control.token import TokenError, make_token, parse_token, same, secret_digest
 
 NODE_NUMBER_MAX = 32766  # what the data plane's addresses have room for (overlay.names)
 _REMEDY = 'print one of this cluster with "mesh join-token worker" on a manager'
@@ -87,13 +87,18 @@ def _role(cluster: Cluster, text: str) -> Role:
         token = parse_token(text)
     except TokenError as error:
         raise Refusal("UNAUTHENTICATED", str(error)) from error
-    if not same(token.digest, digest_of(cluster.id)):
+    if not same(token.digest, _digest(cluster)):
         raise Refusal("UNAUTHENTICATED", f"the join token is of another cluster: {_REMEDY}")
     roles: tuple[tuple[Role, str], ...] = (("worker", cluster.worker_token), ("manager", cluster.manager_token))
     matching = [role for role, expected in roles if same(str(token), expected)]
     if not matching:
         raise Refusal("UNAUTHENTICATED", f"the join token is not valid, or not any more: {_REMEDY}")
     return matching[0]
+
+
+def _digest(cluster: Cluster) -> str:
+    """Of the root that join tokens name, "" if there are no tokens."""
+    return parse_token(cluster.worker_token).digest if cluster.worker_token else ""
 
 
 def _description(data: bytes) -> NodeDescription:
@@ -202,7 +207,7 @@ def update_cluster(cluster: Cluster, spec: ClusterSpec) -> list[Change]:
 
 def rotate_token(cluster: Cluster, role: str, random_bytes: bytes) -> tuple[list[Change], str]:
     """A new join token for a role; the old one is worth nothing any more. Members are not affected."""
-    token = make_token(cluster.id, random_bytes)
+    token = make_token(parse_token(cluster.worker_token).digest, random_bytes)
     match role:
         case "worker":
             return [Put(msgspec.structs.replace(cluster, worker_token=token))], token

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
-from control.model import KIND_OF, ClusterSpec, NetworkSpec, Node, NodeSpec, Object, ServiceSpec
+from control.model import KIND_OF, Cluster, ClusterSpec, NetworkSpec, Node, NodeSpec, Object, ServiceSpec
 from control.rpc import control_pb2 as pb
+from control.server.caller import shown_secrets
 from control.server.refusal import Refusal
 
 S = TypeVar("S", NetworkSpec, ServiceSpec, NodeSpec, ClusterSpec)
@@ -16,9 +17,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def to_wire(obj: Object) -> pb.Object:
-    """An object for a user: all but what proves a node's identity."""
+    """An object for whoever makes the call: without what proves a node's identity, and what only some may see."""
     if isinstance(obj, Node):
         obj = msgspec.structs.replace(obj, secret_digest="")
+    elif isinstance(obj, Cluster) and not shown_secrets():
+        obj = msgspec.structs.replace(obj, worker_token="", manager_token="", gossip_keys=())
     return pb.Object(kind=KIND_OF[type(obj)], value=_encoder.encode(obj))
 
 

@@ -176,6 +176,12 @@ class ControlGate(ControlServicer):
     async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenReply:
         return cast("pb.RotateTokenReply", await self._pass("RotateToken", request, context))
 
+    async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        return cast("pb.AuthorityReply", await self._pass("GetAuthority", request, context))
+
+    async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
+        return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
+
     async def _pass(self, name: str, request: Any, context: Context) -> Any:
         """One call without a stream, handed on as it is."""
         own = self._node.own_control()

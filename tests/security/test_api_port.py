@@ -79,9 +79,9 @@ async def a_port(own: Credentials | None = None) -> AsyncIterator[Port]:
     edge = Edge(lambda: mine)
     port = Port("", Guard(lambda who, _: standing(who), lambda *row: port.audit.append(row), secure=True))
 
-    def standing(who: Caller) -> str:
+    def standing(who: Caller) -> Caller | str:
         assert who.holder is not None
-        return "it was removed" if who.holder.id in port.removed else ""
+        return "it was removed" if who.holder.id in port.removed else who
 
     server = edge.server([port.guard])
     for service in control_pb2.DESCRIPTOR.services_by_name.values():
@@ -107,9 +107,11 @@ class _Answers:
     async def Session(self, requests: object, context: grpc.aio.ServicerContext[object, object]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
 
+    Push = Session
+
     def __getattribute__(self, name: str) -> object:
         found = object.__getattribute__(self, name)
-        if name[0].isupper() and name not in ("Watch", "Backup", "DnsDump", "Session"):
+        if name[0].isupper() and name not in ("Watch", "Backup", "DnsDump", "Session", "Push"):
             return _unimplemented
         return found
 
@@ -129,7 +131,9 @@ async def call(channel: grpc.aio.Channel, service: str, method: str, *, about: s
         request.kind = kind
     path, data = f"/mesh.control.v1.{service}/{method}", request.SerializeToString()
     try:
-        if found.client_streaming:
+        if found.client_streaming and not found.server_streaming:
+            await channel.stream_unary(path)(iter([data]), timeout=10)
+        elif found.client_streaming:
             async for _ in channel.stream_stream(path)(iter([data]), timeout=10):
                 pass
         elif found.server_streaming:

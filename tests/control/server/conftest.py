@@ -47,8 +47,8 @@ from control.store.fake import FakeBackend
 from control.store.store import Store
 from control.token import make_token, secret_digest
 
-WORKER_TOKEN = make_token("cluster1", b"w" * 16)
-MANAGER_TOKEN = make_token("cluster1", b"m" * 16)
+WORKER_TOKEN = make_token("d" * 50, b"w" * 16)
+MANAGER_TOKEN = make_token("d" * 50, b"m" * 16)
 
 
 def cluster(**spec: Any) -> Cluster:
@@ -147,7 +147,7 @@ async def serving(objects: Iterable[Object], *, dispatch: bool = True) -> AsyncI
     dispatcher = DispatcherService(store, lambda: 1_000, random.Random(1))
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ControlServicer_to_server(ControlService(store, decisions, new_id, lambda: b"r" * 16, lambda: 1_000), server)
-    add_MembershipServicer_to_server(MembershipService(store, decisions, new_id, "disk", admit), server)
+    add_MembershipServicer_to_server(MembershipService(store, decisions, new_id, "disk", admit, lambda: 0), server)
     add_DispatcherServicer_to_server(dispatcher, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

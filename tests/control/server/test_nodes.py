@@ -76,11 +76,11 @@ REMEDY = 'print one of this cluster with "mesh join-token worker" on a manager'
         ("SWMTKN-1-a-b", 'this is not a join token (they begin with "MTKN-1-"): print one with "mesh join-token"'),
         ("MTKN-1-short", 'the join token is damaged or cut short: print it again with "mesh join-token"'),
         (
-            make_token("cluster2", b"w" * 16),
+            make_token("e" * 50, b"w" * 16),
             f"the join token is of another cluster: {REMEDY}",
         ),
         (
-            make_token("cluster1", b"x" * 16),
+            make_token("d" * 50, b"x" * 16),
             f"the join token is not valid, or not any more: {REMEDY}",
         ),
     ],
