@@ -154,7 +154,7 @@ class Writes:
         if error is not None:
             self._stumbled(write, error)
             return
-        self._busy = False
+        self._busy, self.message = False, ""
         write.state = None
         self._append(write)
         self._give()
