@@ -40,8 +40,14 @@ LEADER_WAIT_S = 6.0
 # A call that is with a leader that was deposed is answered soon, or its manager is gone.
 DEPOSED_GRACE_S = 1.0
 RETRY_PAUSE_S = 0.1
+# Nobody has connected by then: the leader is gone, or about to be replaced.
+REACH_S = 1.0
 _READS = frozenset({"List", "Get"})
 _LOST = "the leader was lost while the call was under way; the change may still come to pass: look before trying again"
+
+
+class _Unreached(Exception):
+    """No connection to the leader."""
 
 
 class Leaders:
@@ -95,7 +101,8 @@ class Leaders:
         end_s = now_s() + LEADER_WAIT_S
         while address := await self.find(end_s):
             try:
-                return await self._ask(stub(await self.channel(address)), name, request, context, address)
+                channel = await self._reach(address)
+                return await self._ask(stub(channel), name, request, context, address)
             except grpc.aio.AioRpcError as error:
                 may_retry = not_done(error) or (name in _READS and error.code() is grpc.StatusCode.UNAVAILABLE)
                 if not may_retry or now_s() > end_s:
@@ -103,11 +110,24 @@ class Leaders:
                     if error.code() is grpc.StatusCode.UNAVAILABLE and not not_done(error):
                         sentence = f"the leader at {address} does not answer" if name in _READS else _LOST
                     await context.abort(error.code(), sentence)
+            except _Unreached:
+                if now_s() > end_s:
+                    raise Refusal("UNAVAILABLE", f"the leader at {address} does not answer") from None
             except TimeoutError:
                 if name not in _READS or now_s() > end_s:
                     raise Refusal("UNAVAILABLE", _LOST) from None
             await asyncio.sleep(RETRY_PAUSE_S)
         return None
+
+    async def _reach(self, address: str) -> grpc.aio.Channel:
+        """A connection first: without one nothing has been asked, and another leader may be. Raises _Unreached."""
+        channel = await self.channel(address)
+        try:
+            async with asyncio.timeout(REACH_S):
+                await channel.channel_ready()
+        except TimeoutError as error:
+            raise _Unreached from error
+        return channel
 
     async def _ask(self, stub: Any, name: str, request: Any, context: Context, address: str) -> Any:
         """One attempt. Raises AioRpcError, and TimeoutError if the leader was deposed and does not answer."""

@@ -66,7 +66,8 @@ class QuorumService(QuorumServicer):
 async def survey(edge: Edge, own: pb.LookReply | None, addresses: Mapping[str, str]) -> pb.QuorumReply:
     """Ask all managers. `addresses`: where they are, by node id; `own` is what the one of this process says.
 
-    For those that only an address is known of (a worker asks), that is the key, too. One that does not answer in time is unreachable; never raises.
+    For those that only an address is known of (a worker asks), that is the key, too. One that does not answer in time
+    is unreachable; never raises.
     """
     answers: dict[str, pb.LookReply | str] = {}
     asked = {key: address for key, address in addresses.items() if own is None or key != own.node_id}
