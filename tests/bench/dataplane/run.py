@@ -11,20 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from mesh.vip.kernel import Kernel
 from mesh.vip.plan import Backend, VirtualService
+from tests.bench.dataplane.programming import programming
 from tests.bench.dataplane.rivals import process, proxied, untracked
 from tests.bench.dataplane.throughput import throughput
 from tests.netns.vip_lab import Lab, three_hosts
@@ -127,35 +124,6 @@ def connections(lab: Lab, directory: Path) -> None:
     print(f"{'path':32} {'conn/s':>8} {'ratio':>6} {'p50 us':>7} {'p99 us':>7}")
     for name, (rate, p50, p99) in table.items():
         print(f"{name:32} {rate:8.0f} {rate / base:6.2f} {p50:7.0f} {p99:7.0f}")
-
-
-def programming(lab: Lab) -> None:
-    """How long it takes to program."""
-    host = lab.hosts[1]
-    print(f"\n{'programming':32} {'wall ms':>8} {'cpu ms':>7}")
-    for count in (1000, 5000):
-        many = services(count)
-        kernel = Kernel(host_netns=host.netns)
-        wall, cpu = timed(lambda k=kernel, m=many: k.apply(lab.with_services(host, m)))
-        print(f"{f'{count} x 5 from nothing':32} {wall:8.1f} {cpu:7.1f}")
-        for name, weights in (("drained", (0, 1)), ("removed", (None, 1))):
-            took = []
-            for turn in range(2 * ROUNDS):
-                weight = weights[turn % 2]
-                rest = many[7].backends[1:]
-                first = () if weight is None else (many[7].backends[0]._replace(weight=weight),)
-                changed = (*many[:7], replace(many[7], backends=(*first, *rest)), *many[8:])
-                plan = pickle.loads(pickle.dumps(lab.with_services(host, changed)))  # as the agent makes it: all anew
-                took.append(timed(lambda k=kernel, p=plan: k.apply(p)))
-            wall, cpu = (statistics.median(column) for column in zip(*took[::2], strict=True))
-            print(f"{f'{count} x 5, one backend {name}':32} {wall:8.1f} {cpu:7.1f}")
-
-
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """(wall, processor) milliseconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
 
 
 def main() -> None:
