@@ -67,6 +67,10 @@ def _path(value: object) -> object:
     return text
 
 
+def _path_or_none(value: object) -> object:
+    return "" if value == "" else _path(value)
+
+
 def _choice(*choices: str) -> Read:
     def read(value: object) -> object:
         if value not in choices:
@@ -186,6 +190,10 @@ class Config:
     )
     executor: Executor = field(
         default="auto", metadata=_key(_choice("auto", "process", "docker"), "what starts tasks: auto, process, docker")
+    )
+    docker_plugin: str = field(
+        default="/run/docker/plugins/mesh.sock",
+        metadata=_key(_path_or_none, "where Docker finds networks of the cluster; empty: nowhere"),
     )
     log_level: LogLevel = field(
         default="info",

@@ -226,6 +226,8 @@ class Kernel:
         vxlan = self._vxlan(underlay, router, plan, network, report)
         uplink = self._uplink(host, router, network, report)
         self._addresses(router, router_addresses(network, links["lo"].index, uplink.index), report)
+        if plan.name_server is not None:
+            self._name_server(host, router, network, f"{plan.name_server}/32", report)
         self._tunnels(router, vxlan, network, underlay.nodes, report)
         veths = self._veths(router, network, mtu, report)
         self._sysctls(router, {f"ipv4/neigh/{device}/proxy_delay": "0" for device in veths.values()}, "router", report)
@@ -318,6 +320,14 @@ class Kernel:
         device = f"ipv4/conf/{uplink.host_device}"
         self._sysctls(host, {f"{device}/route_localnet": "1", f"{device}/rp_filter": "0"}, "host", report)
         return inner
+
+    def _name_server(
+        self, host: Namespace, router: Namespace, network: OverlayNetwork, address: str, report: Report
+    ) -> None:
+        """The address that is the name server's everywhere: in each router, and on the host by each of its uplinks."""
+        self._addresses(router, {(router.links()["lo"].index, address)}, report)
+        outer = host.links()[names.uplink(network.vni).host_device]
+        self._addresses(host, {(outer.index, address)}, report)
 
     def _addresses(self, router: Namespace, wanted: set[tuple[int, str]], report: Report) -> None:
         for index, address in sorted(wanted - router.addresses()):

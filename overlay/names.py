@@ -23,6 +23,9 @@ _ROUTERS = IPv4Network("169.254.128.0/17")
 _UPLINKS = IPv4Network("169.254.0.0/17")
 # The same in IPv6: unique local addresses, "msh" in ASCII again; the next 16 bits are 0 for uplinks, 1 for routers.
 _PREFIX6 = IPv6Network("fd6d:6573:68::/48")
+# Where containers of others ask for names, whatever network they are on: the address of a router of node 0, which
+# does not exist.
+NAME_SERVER = _ROUTERS.network_address
 _METADATA = IPv4Address("169.254.169.254")  # cloud metadata services
 _METADATA_STAND_IN = IPv4Address("169.254.255.255")  # of the one node number that would get it
 MAX_NODE_NUMBER = 32766

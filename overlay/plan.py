@@ -88,3 +88,4 @@ class OverlayPlan:
     peers: tuple[Peer, ...]
     networks: tuple[OverlayNetwork, ...]
     wireguard_port: int = DEFAULT_WIREGUARD_PORT
+    name_server: IPv4Address | None = None  # an address of every router, and of the host

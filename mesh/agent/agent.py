@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from control.assignment import Endpoint
+import msgspec
+
+from control.assignment import AttachmentReport, Endpoint
 from control.model import HealthCheck, Network, NodeDescription, Task
 from control.server.edge import Edge
 from mesh.agent import disk
+from mesh.agent.attached import Guest, local_task, with_attached
 from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
 from mesh.agent.gossip import Gossip, GossipDoor
@@ -51,7 +54,7 @@ from mesh.agent.tasks import (
     Withdraw,
     Withdrawn,
 )
-from mesh.agent.view import Rumours, View
+from mesh.agent.view import LocalTask, Rumours, View
 from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Launch
 from mesh.metrics import Metrics
@@ -129,6 +132,9 @@ class Agent:
         self._leaving = False
         self._empty = asyncio.Event()
         self.outcome: Outcome | None = None
+        self._attached: tuple[Guest, ...] = ()
+        self.hosts_others = False
+        self.followers: list[Callable[[], None]] = []  # hear of each plan in force, and of each message of a manager
 
     async def run(self) -> None:
         """Adopt what is there, then live."""
@@ -178,6 +184,27 @@ class Agent:
         await self.reconciler.apply_once()
         self._file.unlink(missing_ok=True)
 
+    # --- containers of others ---------------------------------------------------------------------------------------
+
+    def attach(self, attached: Iterable[Guest], report: AttachmentReport) -> None:
+        """These are there now: give them their interfaces, and tell the managers."""
+        self._attached = tuple(attached)
+        self.session.attached(msgspec.msgpack.encode(report))
+        self.connection.kick()
+        self.reconciler.kick()
+        if self.gossip is not None:
+            self.gossip.serve(self._serving())
+
+    def _serving(self) -> dict[str, LocalTask]:
+        return {**self.tasks.local(), **{a.attachment.id: local_task(a) for a in self._attached}}
+
+    def placed(self) -> frozenset[str]:
+        """What has its interfaces, by the plan in force: tasks and attachments."""
+        if self.outcome is None:
+            return frozenset()
+        found = {e.id for net in self.outcome.plan.overlay.networks for e in net.local}
+        return frozenset(i for i in found if not any(i in error for error in self.outcome.errors))
+
     # --- assignments ------------------------------------------------------------------------------------------------
 
     def _own_tasks(self) -> list[Task]:
@@ -197,6 +224,8 @@ class Agent:
             self.gossip.follow(self.session.assignments)
         self._act()
         self.reconciler.kick()
+        for follower in self.followers:
+            follower()
 
     async def _save_copies(self) -> None:
         loop = asyncio.get_running_loop()
@@ -214,7 +243,7 @@ class Agent:
 
     def view(self) -> View:
         """All that this node knows, now."""
-        return View(
+        view = View(
             node_id=self.identity.node_id,
             data_address=self.identity.data_address,
             netns_dir=self._netns_dir,
@@ -222,7 +251,9 @@ class Agent:
             tasks=dict(self.tasks.local()),
             dns_listen=self._dns_listen,
             rumours=self.gossip.rumours() if self.gossip is not None else Rumours(),
+            hosts_others=self.hosts_others,
         )
+        return with_attached(view, self._attached)
 
     def _plan(self) -> tuple[NodePlan, int]:
         if self._leaving:
@@ -241,6 +272,8 @@ class Agent:
         if not outcome.errors:  # what could not be applied is tried again soon
             self.session.applied(outcome.sequence)
         self._act()
+        for follower in self.followers:
+            follower()
 
     def _networks_of(self, task_id: str) -> int | None:
         """How many networks a task is on; None when its record is not here."""
@@ -257,7 +290,7 @@ class Agent:
         for action in self.tasks.drain():
             self._group.create_task(self._perform(action))
         if self.gossip is not None:
-            self.gossip.serve(self.tasks.local())
+            self.gossip.serve(self._serving())
         changed = self.tasks.drain_statuses()
         if changed:
             self.session.report(changed)

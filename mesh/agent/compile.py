@@ -104,6 +104,7 @@ def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for
                 if p.node_id != view.node_id
             ),
             networks=tuple(_overlay_network(view, net, peers) for net in nets),
+            name_server=names.NAME_SERVER if view.hosts_others else None,
         ),
         vip=VipPlan(
             routers=tuple(_router(view, net, peers) for net in nets),
@@ -227,12 +228,13 @@ def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> Overla
 def _local_endpoint(view: View, net: _Net, endpoint: Endpoint, netns: str) -> LocalEndpoint:
     index = _interface_index(view, endpoint)
     address = IPv4Address(endpoint.address)
+    task = view.tasks[endpoint.task_id]
     return LocalEndpoint(
         endpoint.task_id,
         address,
         netns,
-        f"eth{index}",
-        default_route=index == 0,
+        task.interface or f"eth{index}",
+        default_route=task.default_route if task.interface else index == 0,
         address6=embedded(net.subnet6, address) if net.subnet6 is not None else None,
     )
 
@@ -261,7 +263,7 @@ def _spread(
     """A virtual service on the addresses `where` (one of each family of the network) for one port, or for all."""
     states = [(e, _serving(view, e)) for e in endpoints]
     subnet6 = net.record.subnet6
-    found = [_backends(e.address, subnet6, _WEIGHTS[state]) for e, state in states if state in _WEIGHTS]
+    found = [_backends(e.address, subnet6, _WEIGHTS[state] * e.weight) for e, state in states if state in _WEIGHTS]
     for family, address in enumerate(where):
         yield VirtualService(
             address,
@@ -377,6 +379,7 @@ def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
                 Listener(f"{view.netns_dir}/{names.router_netns(n.record.id)}", n.gateway, DNS_PORT, n.record.id)
                 for n in nets
             ),
+            *_common_listeners(view, nets),
         ),
         networks=tuple(
             NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), _subnets(n))
@@ -406,6 +409,15 @@ def _host_listener(view: View) -> tuple[Listener, ...]:
         return ()
     address, port = view.dns_listen
     return (Listener(None, ip_address(address), port, None),)
+
+
+def _common_listeners(view: View, nets: list[_Net]) -> Iterable[Listener]:
+    """Where containers of others ask, on any network or on none of ours."""
+    if view.hosts_others and nets:
+        yield Listener(None, names.NAME_SERVER, DNS_PORT, None)
+        for net in nets:
+            netns = f"{view.netns_dir}/{names.router_netns(net.record.id)}"
+            yield Listener(netns, names.NAME_SERVER, DNS_PORT, net.record.id)
 
 
 def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:

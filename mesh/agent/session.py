@@ -54,6 +54,8 @@ class Session:
     _in_flight: dict[str, TaskStatus] = field(default_factory=dict)
     _applied: int = 0
     _told_applied: int = 0
+    _attached: bytes = b""  # what is to be said of containers of others; empty: nothing
+    _told_attached: bool = True
     _out: list[pb.NodeMessage] = field(default_factory=list)
 
     def open(self, now: float) -> None:
@@ -71,6 +73,7 @@ class Session:
         self._unsent = {**self._in_flight, **self._unsent}
         self._in_flight = {}
         self._told_applied = self._applied = 0
+        self._told_attached = not self._attached
         # What we hold stays in force, but no difference of the new stream applies to it.
         self.assignments = Assignments(0, self.assignments.records)
         self._last_heard, self._greeted = now, False
@@ -118,6 +121,11 @@ class Session:
         """The kernel holds the assignments up to `sequence`."""
         self._applied = sequence
 
+    def attached(self, report: bytes) -> None:
+        """All there is to say of containers of others (control.assignment.AttachmentReport), now and in each stream."""
+        if report != self._attached:
+            self._attached, self._told_attached = report, False
+
     def wake(self, now: float) -> None:
         """Queue what is due."""
         if self.connected and self._unsent and not self._in_flight:
@@ -129,6 +137,9 @@ class Session:
         if self.connected and self._applied > self._told_applied:
             self._told_applied = self._applied
             self._out.append(pb.NodeMessage(applied=pb.Applied(sequence=self._applied)))
+        if self.connected and not self._told_attached:
+            self._told_attached = True
+            self._out.append(pb.NodeMessage(attachments=self._attached))
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._period_s
             self._out.append(pb.NodeMessage(heartbeat=pb.Heartbeat()))

@@ -29,6 +29,8 @@ class LocalTask:
     state: TaskState
     netns: str | None  # path of its namespace, once prepared
     draining: bool = False  # asked to stop, still serving open connections
+    interface: str = ""  # of a container of others: the interface's name in its namespace, instead of eth0, eth1, …
+    default_route: bool = False  # of such a container: whether it gets one from us
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +115,4 @@ class View:
     tasks: Mapping[str, LocalTask]  # own tasks by id
     dns_listen: tuple[str, int] | None = None  # where the host asks for names
     rumours: Rumours = field(default_factory=Rumours)
+    hosts_others: bool = False  # containers of others ask for names at one address on every network

@@ -49,6 +49,7 @@ class NodeControl(Protocol):
     def task_process(self, reference: str) -> tuple[str, int]: ...
     def manager_addresses(self) -> tuple[str, ...]: ...
     async def survey(self) -> pb.QuorumReply: ...
+    async def attach(self, request: pb.AttachRequest) -> list[str]: ...
     def own_control(self) -> ControlServicer | None: ...
     def own_logs(self) -> LogsServicer | None: ...
 
@@ -98,6 +99,12 @@ class LocalService(LocalServicer):
         except StateError as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         return pb.TaskProcessReply(task_id=task_id, pid=pid)
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachReply:
+        try:
+            return pb.AttachReply(addresses=await self._node.attach(request))
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
     async def DnsQuery(self, request: pb.DnsQueryRequest, context: Context) -> pb.DnsQueryReply:
         try:

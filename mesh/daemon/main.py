@@ -39,6 +39,7 @@ from mesh.executor.process import ProcessExecutor
 from mesh.executor.protocol import Executor
 from mesh.log import setup_logging
 from mesh.metrics import Metrics
+from mesh.plugin.plugin import Plugin
 from mesh.vip.kernel import Kernel as VipKernel
 from mesh.vip.nft import VipError
 from overlay import wireguard
@@ -126,7 +127,8 @@ def _take(state_dir: Path) -> int:
 
 async def _run(config: Config) -> None:
     metrics = Metrics()
-    node = Node(config, _doors, lambda address: _describe(config, address), metrics, _wall_ms)
+    plugin = _plugin(config)
+    node = Node(config, _doors, lambda address: _describe(config, address), metrics, _wall_ms, plugin)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -135,6 +137,8 @@ async def _run(config: Config) -> None:
         helpers = [group.create_task(_watch_loop(metrics)), group.create_task(_feed_watchdog())]
         if config.metrics_listen:
             helpers.append(group.create_task(serve_metrics(config.metrics_listen, metrics)))
+        if plugin is not None:
+            helpers.append(group.create_task(plugin.serve()))
         serving = group.create_task(node.run(_ready))
         stopping = group.create_task(stop.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -171,6 +175,14 @@ def _executor(config: Config, state: Path) -> Executor:
     if config.executor == "process":
         return processes
     return BothExecutors(DockerExecutor(state, _engine(), netns_dir=config.netns_dir), processes)
+
+
+def _plugin(config: Config) -> Plugin | None:
+    """For containers that others start, unless containers are ruled out."""
+    if config.executor == "process" or not config.docker_plugin:
+        return None
+    socket, state = Path(config.docker_plugin), Path(config.state_dir)
+    return Plugin(socket, _engine(), config.socket, state, _wall_ms)
 
 
 def _engine() -> Engine:

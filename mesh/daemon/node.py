@@ -43,6 +43,7 @@ from mesh.daemon.identity import Identity
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.managing import Managing
 from mesh.metrics import Metrics
+from mesh.plugin.plugin import AttachError, Plugin
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,12 @@ class Node:
         describe: Callable[[str], NodeDescription],
         metrics: Metrics,
         wall_ms: Callable[[], int],
+        plugin: Plugin | None = None,
     ) -> None:
         self.config, self.metrics = config, metrics
+        self.plugin = plugin
+        if plugin is not None:
+            plugin.expected = lambda: self.identity is not None
         self.edge = Edge()
         self.home = home_of(config.store, Path(config.state_dir) / "manager", config.quorum_listen)
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
@@ -146,6 +151,8 @@ class Node:
                     self.config.dns_address(),
                 )
                 group.create_task(self._agent.run())
+                if self.plugin is not None:
+                    group.create_task(self.plugin.run(self._agent))
                 group.create_task(self._until_left(self._agent))
                 group.create_task(self._follow_executors(self._agent, description))
                 group.create_task(self._follow_managers(self._agent, managing))
@@ -231,6 +238,8 @@ class Node:
         """Nothing of the cluster stays here, and as little as possible of this node there."""
         await self._take_leave(identity)
         identities.forget(self.state_dir)
+        if self.plugin is not None:
+            self.plugin.forget()
         await asyncio.to_thread(self.home.remove)
         self.identity = None
         self._left.set()
@@ -301,6 +310,15 @@ class Node:
         except UnknownTaskError as error:
             raise StateError(str(error)) from error
         return task_id, found[task_id]
+
+    async def attach(self, request: pb.AttachRequest) -> list[str]:
+        """Attach or detach a container of others. Raises StateError."""
+        if self.plugin is None:
+            raise StateError("this node has no plugin for Docker: see docker_plugin and executor in its configuration")
+        try:
+            return await self.plugin.attach(request)
+        except AttachError as error:
+            raise StateError(str(error)) from error
 
     async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply:
         """Start a cluster with this node as its first manager."""

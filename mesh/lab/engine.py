@@ -15,6 +15,7 @@ from docker import APIClient
 from docker.errors import DockerException, ImageNotFound
 
 from mesh.lab import image
+from overlay.names import NAME_SERVER
 
 SOCKET = "/run/docker.sock"
 # An engine is up in a second or two, with its containerd; on two cores shared by a lab's hosts it takes longer.
@@ -60,6 +61,7 @@ def command(data: Path, group: str) -> list[str]:
         "pidfile": "/run/docker.pid",
         "host": f"unix://{SOCKET}",
         "bridge": "none",
+        "dns": str(NAME_SERVER),
         "iptables": "false",
         "ip-forward": "false",
         "ip-masq": "false",

@@ -135,6 +135,42 @@ class Engine:
         )
         return [(str(c["Id"]), str((c.get("Names") or [""])[0]).lstrip("/"), c.get("Labels") or {}) for c in found]
 
+    # --- containers and networks of others --------------------------------------------------------------------------
+
+    def events(self, opened: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        """What happens to containers and networks. `opened` is called when none is missed any more. Blocking."""
+        try:
+            with APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=FOLLOW_TIMEOUT_S) as client:
+                stream = client.events(filters={"type": ["container", "network"]}, decode=True)
+                opened()
+                yield from stream
+        except (DockerException, requests.RequestException, OSError, ValueError) as error:
+            raise EngineAway(f"no Docker Engine answers at {self.socket}: {_reason(error)}") from error
+
+    async def running(self) -> list[dict[str, Any]]:
+        """All containers that run, as `GET /containers/json` has them."""
+        return list(await self._do(lambda client: client.containers(), "list containers"))
+
+    async def container(self, reference: str) -> dict[str, Any] | None:
+        """A container as `GET /containers/{id}/json` has it."""
+        return await self._found(lambda client: dict(client.inspect_container(reference)), "look at a container")
+
+    async def networks(self) -> list[dict[str, Any]]:
+        """All networks of the engine, as `GET /networks` has them."""
+        return list(await self._do(lambda client: client.networks(), "list networks"))
+
+    async def create_network(self, name: str, body: dict[str, Any]) -> None:
+        """A new network; `body` as of `POST /networks/create`."""
+
+        def make(client: APIClient) -> None:
+            client.create_network(name, check_duplicate=True, **body)
+
+        await self._do(make, f'create network "{name}"')
+
+    async def remove_network(self, network: str) -> None:
+        """Remove a network; one that is gone already is no error."""
+        await self._found(lambda client: client.remove_network(network), "remove a network")
+
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def _found(self, call: Callable[[APIClient], T], what: str) -> T | None:

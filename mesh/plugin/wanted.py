@@ -1,0 +1,118 @@
+"""What the engine's containers and networks mean for the book, and what the engine should have. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from control.model import Network
+from mesh.executor.docker.plan import TASK_LABEL
+
+NETWORK_LABEL = "com.meshd.network"
+DRIVER = "mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A container that runs, as the engine lists it."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    endpoints: frozenset[str]
+    ready: bool  # by its image's HEALTHCHECK
+
+
+@dataclass(frozen=True, slots=True)
+class Nets:
+    """What to do so that the engine has the cluster's networks, and the cluster the engine's."""
+
+    create: tuple[Network, ...] = ()  # in the engine
+    remove: tuple[str, ...] = ()  # from the engine, by its id
+    adopt: tuple[tuple[str, str, str, bool], ...] = ()  # into the cluster: (engine's id, name, subnet, internal)
+    made: Mapping[str, str] | None = None  # engine's id -> cluster's, of those made in the engine
+    clashes: tuple[str, ...] = ()  # sentences
+
+
+def boxes(listed: Iterable[Mapping[str, Any]]) -> list[Box]:
+    """From `GET /containers/json`, without the tasks of ours."""
+    found = []
+    for one in listed:
+        labels = one.get("Labels") or {}
+        if TASK_LABEL in labels:
+            continue
+        networks = ((one.get("NetworkSettings") or {}).get("Networks") or {}).values()
+        found.append(
+            Box(
+                id=str(one["Id"]),
+                name=str((one.get("Names") or [""])[0]).lstrip("/"),
+                labels={k: v for k, v in labels.items() if k.startswith("mesh.")},
+                endpoints=frozenset(str(n.get("EndpointID") or "") for n in networks) - {""},
+                ready="(unhealthy)" not in one.get("Status", "") and "(health: starting)" not in one.get("Status", ""),
+            )
+        )
+    return found
+
+
+def nets(
+    catalogue: Iterable[Network],
+    listed: Iterable[Mapping[str, Any]],
+    own: Mapping[str, str],
+    made: Mapping[str, str],
+    *,
+    complete: bool,
+) -> Nets:
+    """`own`, `made`: as in the book. `complete`: the catalogue is what the managers say, and no old copy."""
+    known = {network.id: network for network in catalogue}
+    by_subnet = {network.subnet: network for network in known.values()}
+    present: dict[str, str] = {}
+    names: dict[str, str] = {}
+    remove, adopt, ours = [], [], {k: v for k, v in made.items() if k in own}
+    for net in listed:
+        id_, subnet = str(net["Id"]), _subnet(net)
+        names[str(net["Name"]).lower()] = str(net.get("Driver"))
+        if net.get("Driver") != DRIVER:
+            continue
+        network = by_subnet.get(subnet)
+        if network is not None:
+            present[network.id] = id_
+            if id_ in own:
+                ours[id_] = network.id
+        elif complete and (id_ in made or (id_ not in own and NETWORK_LABEL in (net.get("Labels") or {}))):
+            remove.append(id_)
+        elif complete and id_ in own:
+            adopt.append((id_, str(net["Name"]), subnet, bool(net.get("Internal"))))
+    create, clashes = [], []
+    for network in known.values():
+        if network.id in present:
+            continue
+        driver = names.get(network.spec.name.lower())
+        if driver is None:
+            create.append(network)
+        elif driver != DRIVER:
+            clashes.append(
+                f'network "{network.spec.name}" of the cluster is not in Docker here: its name is that of a network'
+                f' with driver "{driver}"'
+            )
+    return Nets(tuple(create), tuple(remove), tuple(adopt), ours, tuple(clashes))
+
+
+def network_body(network: Network) -> dict[str, Any]:
+    """What makes a network of the cluster in an engine, in the words of its SDK."""
+    return {
+        "driver": DRIVER,
+        "options": {"mesh.network": network.id},
+        "labels": {NETWORK_LABEL: network.id},
+        "internal": network.spec.internal,
+        "attachable": True,
+        "ipam": {
+            "Driver": DRIVER,
+            "Config": [{"Subnet": network.subnet, "Gateway": network.gateway}],
+        },
+    }
+
+
+def _subnet(net: Mapping[str, Any]) -> str:
+    config = (net.get("IPAM") or {}).get("Config") or [{}]
+    return str(config[0].get("Subnet", ""))
