@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as changed
 
 from control.home import DiskHome
 from control.lifecycle import TaskState, Writer
@@ -28,6 +29,7 @@ from control.model import (
     ServiceSpec,
     Task,
     TaskSpec,
+    TunnelKey,
 )
 from control.store.txn import Put
 from dns.plan import DnsPlan
@@ -129,7 +131,7 @@ async def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path, made)
 
 
-async def create(manager: Manager, replicas: int) -> None:
+async def create(manager: Manager, replicas: int, *, encrypted: bool = False) -> None:
     spec = ServiceSpec(
         name="api",
         mode=ServiceMode(replicated=ReplicatedMode(replicas=replicas)),
@@ -139,7 +141,7 @@ async def create(manager: Manager, replicas: int) -> None:
             restart=RestartPolicy(delay_s=0.1),
         ),
     )
-    objects = [Network(id="web", spec=NetworkSpec(name="web")), Service(id="s1", spec=spec)]
+    objects = [Network(id="web", spec=NetworkSpec(name="web", encrypted=encrypted)), Service(id="s1", spec=spec)]
     await manager.store.commit([Put(o) for o in objects], Writer.ORCHESTRATOR)
 
 
@@ -175,6 +177,23 @@ async def test_a_task_that_cannot_be_attached_is_not_started(machine: Machine) -
         assert machine.executor.running() == set()
         machine.overlay.broken = False
         await until("it runs", lambda: len(running(manager)) == 1)
+
+
+async def test_a_task_whose_network_cannot_be_encrypted_here_is_rejected_and_says_why(machine: Machine) -> None:
+    async with machine.manager() as manager, machine.agent(manager.port) as (agent, _):
+        await create(manager, 1, encrypted=True)
+
+        def errors() -> set[str]:
+            tasks = [t for t in manager.store.view().all(Task) if t.status.state is TaskState.REJECTED]
+            return {t.status.error for t in tasks}
+
+        found = 'network "web" is encrypted, and this node has no WireGuard: mesh doctor says what helps'
+        await until("it says why", lambda: errors() == {found})
+        assert machine.executor.running() == set()
+        keys = (TunnelKey(slot=0, key="A" * 43 + "="),)
+        agent.session.description = changed(agent.session.description, tunnel_keys=keys)
+        await until("it runs", lambda: len(running(manager)) == 1)
+        assert [network.encrypted for network in machine.overlay.networks.values()] == [True]
 
 
 async def test_a_new_daemon_takes_over_running_tasks_and_starts_none_again(machine: Machine) -> None:

@@ -23,6 +23,7 @@ from control.model import (
     Task,
     TaskAddress,
     TaskSpec,
+    TunnelKey,
     VirtualAddress,
 )
 from dns.plan import Listener
@@ -30,7 +31,7 @@ from mesh.agent.compile import NodePlan, compile  # noqa: A004 - the architectur
 from mesh.agent.view import Assignments, Liveness, LocalTask, Rumours, Told, View
 from mesh.vip.plan import Backend, RouterPlan, VirtualService
 from overlay import names
-from overlay.plan import LocalEndpoint, OverlayNetwork, RemoteEndpoint
+from overlay.plan import LocalEndpoint, OverlayNetwork, PublicKey, RemoteEndpoint
 
 A = IPv4Address
 UPLINK = names.uplink(4096)
@@ -107,6 +108,19 @@ def test_tasks_here_get_interfaces_and_tasks_elsewhere_routes() -> None:
     assert web(plan).local == (LocalEndpoint("t1", A("10.1.0.11"), "/run/netns/mesh-t-t1", "eth0", default_route=True),)
     assert web(plan).remote == (RemoteEndpoint(A("10.1.0.12"), 2),)
     assert [p.number for p in plan.overlay.peers] == [2, 3]
+
+
+def test_peers_bring_the_keys_they_have_told_but_not_what_is_no_key() -> None:
+    good = TunnelKey(slot=1, key="A" * 43 + "=")
+    told = (TunnelKey(slot=2, key=good.key), TunnelKey(slot=0, key="nonsense"), good)
+    plan = compiled(*(replace(p, tunnel_keys=told) for p in PEERS), replace(SETTINGS, wireguard_port=9000))
+    assert [p.keys for p in plan.overlay.peers] == [(PublicKey(1, good.key),)] * 2
+    assert plan.overlay.wireguard_port == 9000
+
+
+def test_an_encrypted_network_is_planned_as_such() -> None:
+    assert not web(compiled()).encrypted
+    assert web(compiled(replace(WEB, spec=replace(WEB.spec, encrypted=True)))).encrypted
 
 
 def test_a_task_here_has_no_interface_before_it_is_prepared_and_none_after_it_ended() -> None:
