@@ -123,6 +123,9 @@ class World:
             self.weights = [1, 1, 1, 0, 0, 3, 0, 0, 6, 1, 0]
             self.trouble_mean, self.aim, self.duration = float(election), 0.9, 120.0
         self.jinx_loses = more.choice((0.1, 0.9))
+        self.pace: dict[str, float] = {}  # of what is sent to a member, where they are not all equally near
+        self.uneven = more.choice((False, True)) and self.jinx > 0
+        self.more = more
         if self.jinx and more.random() < 0.4:
             # Voters come and go, busy and unevenly informed, and little else happens.
             size = more.choice((2, 2, 3, 3, 3, 4))
@@ -132,9 +135,9 @@ class World:
             )
             self.trouble_mean, self.weights[-1], self.duration = 20.0, 0, 120.0
             self.delay_mean, self.sync_mean = more.choice((0.1, 0.4)), more.choice((0.1, 0.3))
-            self.burst, self.loss = 5, more.choice((0.0, 0.1))
+            self.burst, self.loss = 3, more.choice((0.0, 0.1))
             small, few = more.choice((40, 100)), more.choice((1, 2, 4))
-            self.options = replace(self.options, append_bytes=small, inflight_messages=few, uncommitted_bytes=600)
+            self.options = replace(self.options, append_bytes=small, inflight_messages=few, uncommitted_bytes=200)
         self.blocked: set[tuple[str, str]] = set()
         self.healing = False
         self.nodes: dict[str, Node] = {}
@@ -225,7 +228,12 @@ class World:
                 self.at(self.now + self.rng.random(), self.unreachable, sender, sender.lives, message.receiver)
             return
         rng = self.rng
-        self.at(self.now + self.delay(), self.arrive, message)
+        delay = self.delay()
+        if self.uneven:
+            if message.receiver not in self.pace:
+                self.pace[message.receiver] = self.more.choice((0.1, 1.0, 3.0))
+            delay *= self.pace[message.receiver]
+        self.at(self.now + delay, self.arrive, message)
         if self.duplicates and rng.random() < self.duplicates:
             self.at(self.now + self.delay() * 5, self.arrive, message)
         if self.echo and rng.random() < self.echo:
@@ -466,7 +474,7 @@ class World:
                 self._join(change.node_id)
             voting = set(self.configuration.voters) != set(self.previous.voters)
             if self.jinx and voting and not self.healing and self.rng.random() < self.jinx:
-                self.at(self.now + self.rng.random() * self.rng.choice((0.1, 1.0)), self.strike, node)
+                self.at(self.now + self.rng.random() * self.rng.choice((0.0, 0.1, 1.0)), self.strike, node)
 
     def strike(self, node: Node) -> None:
         """Who was the first to have made a change is hit while it tells the others: it reaches some of them."""
@@ -591,7 +599,7 @@ class World:
         self.healing = True
         self.blocked = set()
         self.loss = self.duplicates = self.echo = self.delay_tail = self.sync_fails = 0.0
-        self.delay_mean, self.sync_mean = 0.05, 0.05
+        self.delay_mean, self.sync_mean, self.uneven = 0.05, 0.05, False
         self.goal = 0  # what was acknowledged when writes and reads had gone on
         self.heal_writes, self.heal_reads = self.counts["writes"], self.counts["reads"]
         for node in list(self.nodes.values()):
