@@ -28,19 +28,19 @@ class Pair:
 
 
 @contextlib.contextmanager
-def process(netns: str, *argv: str) -> Iterator[None]:
-    """A program that runs in a namespace until the end."""
+def process(netns: str, *argv: str) -> Iterator[int]:
+    """A program that runs in a namespace until the end, by its id."""
     with subprocess.Popen(["nsenter", f"--net={netns}", *argv], stdout=subprocess.DEVNULL) as running:
         time.sleep(0.3)  # it listens
         try:
-            yield
+            yield running.pid
         finally:
             running.kill()
 
 
 @contextlib.contextmanager
-def proxied(lab: Lab, directory: Path) -> Iterator[str]:
-    """The address at which haproxy, in the first host's router, takes connections for `web1`."""
+def proxied(lab: Lab, directory: Path) -> Iterator[tuple[str, int]]:
+    """The address at which haproxy, in the first host's router, takes connections for `web1`, and its process."""
     program = shutil.which("haproxy", path="/usr/sbin:/usr/bin")
     if program is None:
         raise SystemExit("haproxy is not installed: apt install haproxy")
@@ -50,8 +50,8 @@ def proxied(lab: Lab, directory: Path) -> Iterator[str]:
         f"listen all\n bind {PROXY}:{PORT}\n server one {lab.address('web1')}:{PORT}\n"
     )
     inside(router, "ip", "route", "replace", "local", PROXY, "dev", "lo")
-    with process(router, program, "-db", "-f", str(file)):
-        yield PROXY
+    with process(router, program, "-db", "-f", str(file)) as running:
+        yield PROXY, running
 
 
 @contextlib.contextmanager

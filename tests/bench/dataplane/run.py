@@ -2,8 +2,9 @@
 
 One client opens and closes connections to one server on the same host, through the router: to the task's own address
 (routed, with connection tracking), and to a service's, balanced by our maps, by rules as kube-proxy writes them for
-iptables, or by haproxy; and through a router that tracks nothing. Rounds of all paths are interleaved; medians, and
-ratios to the routed path. Then throughput, also between hosts, and what it takes to program.
+iptables, by haproxy, or by an eBPF program at connect time; and through a router that tracks nothing. Rounds of all
+paths are interleaved; medians, and ratios to the routed path, of rates and of processor time (which other work on the
+machine disturbs less). Then throughput, also between hosts, and what it takes to program.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from mesh.vip.plan import Backend, VirtualService
+from tests.bench.dataplane.at_connect import translated
 from tests.bench.dataplane.programming import programming
 from tests.bench.dataplane.rivals import process, proxied, untracked
 from tests.bench.dataplane.throughput import throughput
@@ -28,18 +30,20 @@ from tests.netns.vip_lab import Lab, three_hosts
 from tests.netns.world import inside
 
 ROUNDS, ROUND_S, PORT = 5, 0.6, 7000
+_ASKED = IPv4Address("10.1.0.252")
 _UNTRACKED = "routed, no connection tracking"
 CLIENT = """
 import json, socket, sys, time
-address, seconds, took = (sys.argv[1], 7000), float(sys.argv[2]), []
+address, seconds, took, used = (sys.argv[1], 7000), float(sys.argv[2]), [], time.process_time()
 end = time.perf_counter() + seconds
 while (began := time.perf_counter()) < end:
     one = socket.create_connection(address)
     took.append(time.perf_counter() - began)
     one.recv(1)
     one.close()
+used = (time.process_time() - used) * 1e6
 took.sort()
-print(json.dumps([len(took) / seconds, took[len(took) // 2] * 1e6, took[len(took) * 99 // 100] * 1e6]))
+print(json.dumps([len(took), took[len(took) // 2] * 1e6, took[len(took) * 99 // 100] * 1e6, used]))
 """
 # The server closes first: the client's ports are free again at once.
 SERVER = """
@@ -74,11 +78,31 @@ def iptables(lab: Lab, count: int) -> None:
     inside(router, "ip", "route", "replace", "local", "10.1.0.250", "dev", "lo")
 
 
-def connect(client: str, to: str) -> list[float]:
-    """[connections per second, median and 99th percentile of the time to connect in microseconds]"""
+def connect(client: str, to: str, servers: list[int], group: Path | None = None) -> list[float]:
+    """[connections/s, median and 99th percentile of the time to connect (µs), processor time of both ends each (µs)]
+
+    `servers` are the processes at the other end; `group` is the list of members of a cgroup, which the client joins.
+    """
     argv = ["nsenter", f"--net={client}", sys.executable, "-c", CLIENT, to, str(ROUND_S)]
-    found: list[float] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-    return found
+    if group is not None:
+        argv = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group), *argv]
+    before = _processor_us(servers)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    count, p50_us, p99_us, own_us = json.loads(done.stdout)
+    return [count / ROUND_S, p50_us, p99_us, (own_us + _processor_us(servers) - before) / count]
+
+
+def _processor_us(processes: list[int]) -> float:
+    """Since they began. Packets are forwarded in the time of who sends them."""
+    return sum(int(Path(f"/proc/{one}/schedstat").read_text().split()[0]) for one in processes) / 1e3
+
+
+@contextlib.contextmanager
+def at_connect(task: IPv4Address, count: int) -> Iterator[Path]:
+    """A cgroup in which connections to so many services, one of them asked for, go to tasks from the start."""
+    others = {(IPv4Address("10.202.0.0") + n, PORT): (IPv4Address("10.203.0.0") + n, PORT) for n in range(count - 1)}
+    with translated({**others, (_ASKED, PORT): (task, PORT)}) as group:
+        yield group
 
 
 def connections(lab: Lab, directory: Path) -> None:
@@ -107,23 +131,35 @@ def connections(lab: Lab, directory: Path) -> None:
         paths |= {f"iptables, {n} services": rules(n) for n in (1, 1000, 5000)}
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(untracked())
-        for netns in (lab.netns("web1"), plain.server):
+        servers = [
             stack.enter_context(process(netns, sys.executable, "-c", SERVER))
-        proxy = stack.enter_context(proxied(lab, directory))
+            for netns in (lab.netns("web1"), plain.server)
+        ]
+        proxy, running = stack.enter_context(proxied(lab, directory))
+        servers.append(running)
         paths["haproxy"] = lambda: proxy
         paths[_UNTRACKED] = lambda: plain.address
+        groups: dict[str, Path] = {}
+        for count in (1, 5000):
+            name = f"eBPF at connect time, {count} services"
+            groups[name] = stack.enter_context(at_connect(lab.address("web1"), count))
+            paths[name] = lambda: str(_ASKED)
         found: dict[str, list[list[float]]] = {name: [] for name in paths}
         for _ in range(ROUNDS):
             for name, prepare in paths.items():
                 to = prepare()
-                found[name].append(connect(plain.client if name == _UNTRACKED else lab.netns("client1"), to))
+                client = plain.client if name == _UNTRACKED else lab.netns("client1")
+                found[name].append(connect(client, to, servers, groups.get(name)))
                 if name.startswith("iptables"):
                     inside(lab.router(host), "iptables", "-t", "nat", "-F")
     table = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
-    base = table["routed, connection tracking"][0]
-    print(f"{'path':32} {'conn/s':>8} {'ratio':>6} {'p50 us':>7} {'p99 us':>7}")
-    for name, (rate, p50, p99) in table.items():
-        print(f"{name:32} {rate:8.0f} {rate / base:6.2f} {p50:7.0f} {p99:7.0f}")
+    base = table["routed, connection tracking"]
+    print(f"{'path':36} {'conn/s':>8} {'ratio':>6} {'p50 us':>7} {'p99 us':>7} {'cpu us':>7} {'ratio':>6}")
+    for name, (rate, p50, p99, used) in table.items():
+        print(
+            f"{name:36} {rate:8.0f} {rate / base[0]:6.2f} {p50:7.0f} {p99:7.0f} {used:7.1f} {base[3] / used:6.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:
