@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from mesh.lab.lab import Lab
+from mesh.lab.lab import CLIENT, CLIENT_ADDRESS, MESHD, Daemon, Lab
 from tests.e2e.conftest import Cluster
 
 pytestmark = pytest.mark.root
@@ -131,3 +136,43 @@ def test_managers_come_and_go(bare_lab: Lab) -> None:
     cluster.until("h2 is alone", lambda: voters(cluster, "h2") == {"h2"})
     refused = cluster.mesh("leave", host="h2", check=False)
     assert "is the only manager" in refused.stderr
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(150)
+def test_managers_over_etcd(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lab = Lab(f"etcd{os.getpid()}")
+    url = f"etcd://{CLIENT_ADDRESS}:2379/mesh?ttl=2"
+    try:
+        lab.up(2, Daemon((*MESHD.command, "--store", url), MESHD.socket))
+        command, environment = lab.command(
+            CLIENT,
+            ["setpriv", "--pdeathsig", "KILL", "--", "etcd", f"--data-dir={tmp_path}",
+             "--listen-client-urls=http://0.0.0.0:2379", f"--advertise-client-urls=http://{CLIENT_ADDRESS}:2379",
+             "--listen-peer-urls=http://127.0.0.1:2380", "--log-level=error"],
+        )  # fmt: skip
+        with running(command, environment):
+            cluster = managed(lab, managers=2)
+            cluster.serve("api", 2, "--network", "web")
+            before = history(cluster, "h2")
+            lab.kill_daemon("h1")
+            cluster.until("h2 leads", lambda: leader(cluster, "h2") == "h2")
+            assert before <= history(cluster, "h2")
+            lab.start_daemon("h1")
+            cluster.until("h1 is back", lambda: voters(cluster, "h1") == {"h1", "h2"})
+            cluster.mesh("network", "create", "more", host="h1")
+            said = cluster.lab.exec("h2", ["meshd", "recover", "--store", url, "--state-dir", "/run/none"])
+            assert "is in etcd" in said.stderr
+    finally:
+        lab.down()
