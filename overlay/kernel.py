@@ -376,11 +376,29 @@ class Kernel:
         made: dict[str, str] = {}
         for endpoint in network.local:
             try:
-                device = self._veth(router, network, endpoint, mtu, report)
+                make = self._handed if endpoint.handed else self._veth
+                device = make(router, network, endpoint, mtu, report)
                 made |= {str(address): device for address in addresses_of(endpoint)}
             except KernelError as error:
                 report.failed(f"attach task {endpoint.id} to network {network.id}", error)
         return made
+
+    def _handed(
+        self, router: Namespace, network: OverlayNetwork, endpoint: LocalEndpoint, mtu: int, report: Report
+    ) -> str:
+        """A veth whose other end an engine takes from the host; from then on that end is the engine's."""
+        name, given = names.veth_device(endpoint.address), names.handed_device(endpoint.address)
+        outer = router.links().get(name)
+        if outer is None:
+            host = self._handle(self._host_netns)
+            left_over = host.links().get(given)
+            if left_over is not None:
+                host.delete_link(left_over.index)  # of a veth that has lost its router
+            router.add_veth(name, given, self._host_netns or "/proc/thread-self/ns/net", mtu)
+            report.changes["link"] += 1
+            outer = router.links()[name]
+        self._link_up(router, outer, report, names.alias(network.id))
+        return name
 
     def _veth(
         self, router: Namespace, network: OverlayNetwork, endpoint: LocalEndpoint, mtu: int, report: Report

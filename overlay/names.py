@@ -89,6 +89,11 @@ def veth_device(address: IPv4Address) -> str:
     return f"t{int(address):08x}"
 
 
+def handed_device(address: IPv4Address) -> str:
+    """Name of the other end of such a veth on the host, until an engine takes it."""
+    return f"mh{int(address):08x}"
+
+
 def router_mac(node_number: int) -> str:
     """MAC of a node's routers on VXLAN, the same on every network."""
     return f"{MAC_PREFIX}:{node_number >> 8:02x}:{node_number & 255:02x}"

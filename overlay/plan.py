@@ -52,6 +52,7 @@ class LocalEndpoint:
     interface: str  # its name inside, "eth0"
     default_route: bool  # whether the task's default route goes through this network
     address6: IPv6Address | None = None
+    handed: bool = False  # its end is made on the host, and an engine puts it into a namespace and gives it its address
 
 
 @dataclass(frozen=True, slots=True)

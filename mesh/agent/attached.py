@@ -26,6 +26,7 @@ class Guest:
     netns: str  # path of its network namespace
     interface: str
     default_route: bool = False  # an engine sets it for its own networks
+    handed: bool = False  # the engine takes its interface, and names it
 
 
 def with_attached(view: View, attached: Iterable[Guest]) -> View:
@@ -55,7 +56,7 @@ def local_task(one: Guest) -> LocalTask:
     """How it is, as of a task."""
     well = TaskState.RUNNING if one.attachment.ready else TaskState.STARTING
     draining = not one.attachment.weight
-    return LocalTask(well, one.netns, draining, one.interface, one.default_route)
+    return LocalTask(well, one.netns, draining, one.interface, one.handed, one.default_route)
 
 
 def known_network(assignments: Assignments, network_id: str) -> KnownNetwork | None:

@@ -235,6 +235,7 @@ def _local_endpoint(view: View, net: _Net, endpoint: Endpoint, netns: str) -> Lo
         netns,
         task.interface or f"eth{index}",
         default_route=task.default_route if task.interface else index == 0,
+        handed=task.handed,
         address6=embedded(net.subnet6, address) if net.subnet6 is not None else None,
     )
 

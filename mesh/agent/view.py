@@ -30,6 +30,7 @@ class LocalTask:
     netns: str | None  # path of its namespace, once prepared
     draining: bool = False  # asked to stop, still serving open connections
     interface: str = ""  # of a container of others: the interface's name in its namespace, instead of eth0, eth1, …
+    handed: bool = False  # or its engine takes the interface from the host
     default_route: bool = False  # of such a container: whether it gets one from us
 
 

@@ -7,7 +7,7 @@ left behind, and an engine that was restarted, which replays nothing, finds ever
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any
 
 from msgspec.structs import replace
@@ -20,6 +20,7 @@ from mesh.plugin.book import BookError, Entry, occupied
 from mesh.plugin.keeper import LEASE_WAIT_S, Keeper
 from mesh.plugin.labels import LabelError, read_labels
 from mesh.plugin.wire import WireError
+from overlay.names import handed_device
 
 Answer = Mapping[str, Any]
 CreateNetwork = Callable[[NetworkSpec], Awaitable[None]]
@@ -184,7 +185,8 @@ class Driver:
         if not await self._keeper.until_placed(entry.id):
             self._keeper.change(self._keeper.book.change(entry.id, sandbox=""))
             raise DriverError(f'the container gets no interface on network "{network.spec.name}": see the log of meshd')
-        return wire.join_answer("" if network.spec.internal else network.gateway)
+        device = handed_device(IPv4Address(entry.address))
+        return wire.join_answer(device, "" if network.spec.internal else network.gateway)
 
     async def _leave(self, body: bytes) -> Answer:
         asked = wire.read(body, wire.OfEndpoint)

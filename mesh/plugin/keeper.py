@@ -123,7 +123,10 @@ class Keeper:
         """The agent what there is, if that is news."""
         vnis = {network.id: network.vni for network in self.networks()}
         joined = [e for e in self.book.entries.values() if e.sandbox and e.network_id in vnis]
-        guests = tuple(Guest(self.describe(e), e.sandbox, f"mesh{vnis[e.network_id]}", e.default_route) for e in joined)
+        guests = tuple(
+            Guest(self.describe(e), e.sandbox, f"mesh{vnis[e.network_id]}", e.default_route, not e.adopted)
+            for e in joined
+        )
         report = AttachmentReport(
             attachments=tuple(guest.attachment for guest in guests),
             wishes=self.book.wishes(sorted(vnis), self.leases()),

@@ -122,9 +122,9 @@ def port_mappings(options: dict[str, Any] | None) -> tuple[PortMapping, ...]:
     )
 
 
-def join_answer(gateway: str) -> dict[str, Any]:
-    """No device for Docker to move: meshd has put it there. Docker only sets the default route."""
-    return {"InterfaceName": {"SrcName": "", "DstPrefix": ""}, "Gateway": gateway, "DisableGatewayService": True}
+def join_answer(device: str, gateway: str) -> dict[str, Any]:
+    """Docker moves the device into the container, names it, and sets its address and the default route."""
+    return {"InterfaceName": {"SrcName": device, "DstPrefix": "eth"}, "Gateway": gateway, "DisableGatewayService": True}
 
 
 def failure(method: str, sentence: str) -> bytes:
