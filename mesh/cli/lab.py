@@ -99,20 +99,28 @@ _executor = click.option(
 
 @lab.command()
 @click.option("--hosts", default=3, show_default=True, type=click.IntRange(1, 20), help="How many hosts.")
+@click.option("--managers", default=0, type=click.IntRange(0, 20), help="Make a cluster with so many. [0: no cluster]")
 @_executor
 @click.pass_context
-def up(ctx: click.Context, hosts: int, executor: str) -> None:
-    """Make the hosts, wire them, and start a meshd in each.
+def up(ctx: click.Context, hosts: int, managers: int, executor: str) -> None:
+    """Make the hosts, wire them, and start a meshd in each; with --managers, make them one cluster.
 
     \b
     Examples:
       mesh lab up --hosts 3
+      mesh lab up --hosts 5 --managers 3
       mesh lab up --executor docker
       mesh lab exec h1 -- mesh service create --name api --image mesh-lab --network web -- python3 /whoami.py
     """
+    from mesh.lab.form import form
+
     with _said():
         made = _lab(ctx)
+        if managers > hosts:
+            raise click.UsageError(f"{hosts} hosts cannot have {managers} managers", ctx)
         made.up(hosts, tell=_progress, engines=executor == "docker")
+        if managers:
+            form(made, managers, _progress)
     _progress("")
     _print_status(made)
 
