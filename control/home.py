@@ -24,6 +24,7 @@ from control.quorum.seat import Seat, enrol, found
 from control.roll import Electorate
 from control.store.backend import Backend
 from control.store.errors import StoreError
+from control.transport.seam import Tls
 
 HomeKind = Literal["disk", "etcd"]
 # A URL of a store is a line; a file that is larger is some other file.
@@ -76,8 +77,8 @@ class DiskHome:
 
     kind: HomeKind = "disk"
 
-    def __init__(self, directory: Path, listen: str) -> None:
-        self._directory, self._listen = directory, listen
+    def __init__(self, directory: Path, listen: str, tls: Tls | None = None) -> None:
+        self._directory, self._listen, self._tls = directory, listen, tls
 
     def occupied(self) -> str:
         """See Home."""
@@ -121,7 +122,7 @@ class DiskHome:
         except OSError as error:
             raise HomeError(f"cannot listen on {self._listen} for other managers: {error.strerror}") from error
         advertise = _join(host, sock.getsockname()[1])
-        backend = RaftBackend(self._directory, cluster_id, node_id, network=Network(sock, advertise))
+        backend = RaftBackend(self._directory, cluster_id, node_id, network=Network(sock, advertise, self._tls))
         return Seating(node_id, self.kind, backend, backend, newcomer=True)
 
     def quorum_address(self, host: str) -> str:
@@ -188,14 +189,14 @@ class EtcdHome:
         """See Home: what is in etcd belongs to all managers."""
 
 
-def home_of(store: str, directory: Path, listen: str) -> Home:
+def home_of(store: str, directory: Path, listen: str, tls: Tls | None = None) -> Home:
     """The home that a configuration names: "" the directory, a URL of etcd, or file:/PATH of a file with one.
 
-    Raises HomeError.
+    `tls` is for managers that agree among themselves. Raises HomeError.
     """
     if store.startswith("file:"):
         store = _read_url(Path(store.removeprefix("file:")))
-    return EtcdHome(store) if store else DiskHome(directory, listen)
+    return EtcdHome(store) if store else DiskHome(directory, listen, tls)
 
 
 def _read_url(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ def choose_address(asked: str, found: list[HostAddress]) -> IPv4Address:
     if len(found) > 1:
         raise AddressError(f"this machine has several addresses ({listed}): say which with --advertise-addr")
     return found[0].address
+
+
+def group_id(name: str) -> int:
+    """Of a group of this machine; root's if there is none of that name."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return 0
 
 
 def source_address(peer: str) -> str:

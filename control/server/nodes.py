@@ -74,6 +74,8 @@ def _rejoin(snapshot: Snapshot, request: JoinRequest) -> Joined:
             "this machine's identity is not that of a member of this cluster (it may have been removed): "
             f'use "mesh leave" on it, then join with a token; {_REMEDY}',
         )
+    if not request.description:  # it only wants another certificate
+        return Joined([], node, request.secret)
     description = _description(request.description)
     data_address = _data_address(request.data_address or request.address)
     status = msgspec.structs.replace(node.status, address=request.address, data_address=data_address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -22,16 +22,22 @@ class Identity:
     node_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Contexts that ask for the other side's certificate. `node_of` says whose it is, None if it is no manager's.
+class Tls(Protocol):
+    """Contexts that ask for the other side's certificate, asked for anew with each connection: certificates change.
 
     Names in certificates are ids of nodes, never of hosts: the client context must not check host names.
     """
 
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-    node_of: Callable[[ssl.SSLObject], str | None]
+    @property
+    def server(self) -> ssl.SSLContext:
+        """For those who call."""
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """For calling them."""
+
+    def node_of(self, connection: ssl.SSLObject) -> str | None:
+        """Whose certificate the other side has shown; None if it is no manager's."""
 
 
 class Codec(Protocol[M]):

@@ -65,6 +65,11 @@ class Connection:
         self._kick.set()
 
     @property
+    def renew(self) -> bool:
+        """Whether the managers want this node to ask for another certificate."""
+        return self._session.renew
+
+    @property
     def role(self) -> str:
         """What this node is to be, as a manager said last; "" if none has yet."""
         return self._session.role
@@ -125,7 +130,7 @@ class Connection:
         async for message in cast("AsyncIterator[pb.ManagerMessage]", call):
             before = self._session.managers, self._session.role
             changed = self._session.receive(message, _now())
-            if (self._session.managers, self._session.role) != before:
+            if (self._session.managers, self._session.role) != before or self._session.renew:
                 self.told.set()
             if changed:
                 if self.error:

@@ -42,6 +42,7 @@ class Session:
     assignments: Assignments = field(default_factory=Assignments)
     managers: tuple[str, ...] = ()
     role: str = ""  # what this node is to be; "" until a manager has said
+    renew: bool = False  # a manager has said so with its last heartbeat
     withdrawn: set[str] = field(default_factory=set)  # tasks that no node sends connections to; the agent takes them
     log_demands: tuple[pb.LogDemand, ...] = ()  # logs that a manager wants; the agent takes them
     connected: bool = False  # a complete set has been heard in this stream
@@ -97,6 +98,7 @@ class Session:
                 self._pace(message.heartbeat.period_s, now)
                 self.managers = tuple(message.heartbeat.managers) or self.managers
                 self.role = message.heartbeat.role or self.role
+                self.renew = message.heartbeat.renew
             case "status_ack":
                 if message.status_ack.number == self._report:
                     self._in_flight = {}

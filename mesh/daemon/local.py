@@ -20,6 +20,7 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer, LogsServicer, LogsStub
 from control.server.edge import Edge
 from control.server.forward import hand_on
+from control.server.refusal import Refusal
 from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
 
@@ -83,8 +84,8 @@ class LocalService(LocalServicer):
             return await self._node.join(request)
         except StateError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or error.code().name)
+        except Refusal as refusal:
+            await context.abort(grpc.StatusCode[refusal.code], str(refusal))
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         try:

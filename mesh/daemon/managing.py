@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import grpc
 import msgspec
@@ -20,6 +20,7 @@ from control.manager import Manager, ManagerError
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import MembershipStub
 from control.server.edge import Edge
+from control.server.guard import Audit
 from control.server.quorum import survey
 from control.store.errors import Removed
 from mesh.daemon.identity import Identity
@@ -58,8 +59,11 @@ class Managing:
         keep: Callable[[Identity], None],
         managers: Callable[[], tuple[str, ...]],
         wall_ms: Callable[[], int],
+        certified: Callable[[str], Awaitable[None]],
+        audit: Audit,
     ) -> None:
-        """`keep` makes an identity durable."""
+        """`keep` makes an identity durable; `certified` waits until this node has a certificate for a role."""
+        self._certified, self._audit = certified, audit
         self._home, self._edge, self._listen, self._wall_ms = home, edge, listen, wall_ms
         self._identity, self._keep, self._managers = identity, keep, managers
         self._news = asyncio.Event()
@@ -128,6 +132,7 @@ class Managing:
         return any(own not in (member.node_id for member in look.members) for look in said)
 
     async def _manage(self) -> None:
+        await self._certified("manager")
         enrolled = self._identity().enrolled
         if not enrolled:
             await self._enlist(enrolled=False)
@@ -138,7 +143,9 @@ class Managing:
             seat = self._home.seat(identity.cluster_id, identity.node_id, host)
         except HomeError as error:
             raise ManagerError(str(error)) from error
-        self.manager = await Manager.open(seat, listen=self._listen, wall_ms=self._wall_ms, edge=self._edge)
+        self.manager = await Manager.open(
+            seat, listen=self._listen, wall_ms=self._wall_ms, edge=self._edge, audit=self._audit
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.run())
             group.create_task(self._keep_place(self.manager))

@@ -10,12 +10,18 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import msgspec
 
+from control.audit import AuditLog
+from control.ca.disk import CredentialsError
+from control.ca.greeting import BadFrame, enrolment_address
+from control.ca.root import CaError
 from control.home import home_of
 from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription, Task
@@ -25,13 +31,15 @@ from control.rpc.control_pb2_grpc import (
     ControlServicer,
     ControlStub,
     LogsServicer,
-    MembershipStub,
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
     add_LogsServicer_to_server,
 )
 from control.server.edge import Edge
+from control.server.enrolment import Believe, enrol
+from control.server.guard import Guard
 from control.server.quorum import survey
+from control.server.refusal import Refusal
 from control.token import TokenError, parse_token
 from mesh import machine
 from mesh.agent.agent import Agent, Doors
@@ -39,14 +47,18 @@ from mesh.agent.agent import Identity as AgentIdentity
 from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
-from mesh.daemon.identity import Identity
+from mesh.daemon.identity import Identity, IdentityError
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.managing import Managing
+from mesh.daemon.papers import ManagersTls, Papers
+from mesh.daemon.renewal import Renewal
 from mesh.metrics import Metrics
 from mesh.plugin.plugin import AttachError, Plugin
 
 log = logging.getLogger(__name__)
 
+# Whoever is in it may use the local socket as root may, if there is such a group.
+GROUP = "mesh"
 JOIN_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 5.0
 # A manager that leaves is let go first: an election, a change of the members, and a heartbeat to hear of it.
@@ -80,13 +92,18 @@ class Node:
         self.plugin = plugin
         if plugin is not None:
             plugin.expected = lambda: self.identity is not None
-        self.edge = Edge()
-        self.home = home_of(config.store, Path(config.state_dir) / "manager", config.quorum_listen)
-        self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
         self.state_dir = Path(config.state_dir)
+        self.papers = Papers(self.state_dir, wall_ms)
+        self.edge = Edge(self.papers.credentials)
+        self.audit = AuditLog(self.state_dir / "audit.log", wall_ms)
+        self.home = home_of(config.store, self.state_dir / "manager", config.quorum_listen, ManagersTls(self.papers))
+        self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
         self.identity: Identity | None = identities.load(self.state_dir)
+        if self.identity is not None and not self.papers.exist:
+            raise IdentityError(f"this node has lost its certificate: restore {self.state_dir}/tls, or start it anew")
         self._agent: Agent | None = None
         self._managing: Managing | None = None
+        self._renewal: Renewal | None = None
         self._wake = asyncio.Event()
         self._leave = asyncio.Event()
         self._left = asyncio.Event()
@@ -109,12 +126,14 @@ class Node:
         path = Path(self.config.socket)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of an earlier life; the lock on the state directory says that it is over
-        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        guard = Guard(lambda who, _: who, self.audit, secure=False)
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),), interceptors=(guard,))
         add_LocalServicer_to_server(LocalService(self), server)
         add_ControlServicer_to_server(ControlGate(self), server)
         add_LogsServicer_to_server(LogsGate(self), server)
         server.add_insecure_port(f"unix:{path}")
         await server.start()
+        os.chown(path, 0, machine.group_id(GROUP))
         os.chmod(path, 0o660)
         return server
 
@@ -123,16 +142,26 @@ class Node:
         assert self.identity is not None
         identity = await self._settle(self.identity)
         log.info("member of a cluster", extra={"node": identity.node_id, "role": identity.role})
-        doors = self._doors(self.config)
+        doors = replace(self._doors(self.config), edge=self.edge)
         balancer = doors.balancer.balancer.name
         log.info("balances", extra={"by": balancer, "why": doors.balancer.balancer_reason})
         described = await asyncio.to_thread(self._describe, identity.data_address)
         description = msgspec.structs.replace(described, balancer=balancer)
+        renewal = self._renewal = Renewal(self.papers, self.edge, self._own, self.manager_addresses, random.Random())
         managing = self._managing = Managing(
-            self.home, self.edge, self.config.listen, self._own, self._keep, self.manager_addresses, self._wall_ms
+            self.home,
+            self.edge,
+            self.config.listen,
+            self._own,
+            self._keep,
+            self.manager_addresses,
+            self._wall_ms,
+            renewal.until_role,
+            self.audit,
         )
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(renewal.run())
                 group.create_task(managing.run())
                 self._agent = Agent(
                     AgentIdentity(
@@ -155,12 +184,12 @@ class Node:
                     group.create_task(self.plugin.run(self._agent))
                 group.create_task(self._until_left(self._agent))
                 group.create_task(self._follow_executors(self._agent, description))
-                group.create_task(self._follow_managers(self._agent, managing))
+                group.create_task(self._follow_managers(self._agent, managing, renewal))
         except* _Left:
             log.info("leaving the cluster")
         finally:
             self._agent = None
-            self._managing = None
+            self._managing = self._renewal = None
             await managing.close()
         await self._forget(self._own())  # there is no other way to get here than to leave
 
@@ -192,7 +221,7 @@ class Node:
         own = await self._own_address(host)
         return f"{own}:{port}"
 
-    async def _follow_managers(self, agent: Agent, managing: Managing) -> None:
+    async def _follow_managers(self, agent: Agent, managing: Managing, renewal: Renewal) -> None:
         """What the managers say of themselves, and of the role of this node."""
         while True:
             await agent.connection.told.wait()
@@ -213,6 +242,7 @@ class Node:
                 )
             )
             managing.reconsider()
+            renewal.reconsider(asked=agent.connection.renew)
 
     async def _follow_executors(self, agent: Agent, description: NodeDescription) -> None:
         """Tell the managers when an engine for containers has come, or has been away for some time; and new keys."""
@@ -238,6 +268,7 @@ class Node:
         """Nothing of the cluster stays here, and as little as possible of this node there."""
         await self._take_leave(identity)
         identities.forget(self.state_dir)
+        await self.papers.forget()
         if self.plugin is not None:
             self.plugin.forget()
         await asyncio.to_thread(self.home.remove)
@@ -289,8 +320,12 @@ class Node:
             balancer=agent.session.description.balancer if agent is not None else "",
             sequence=agent.session.assignments.sequence if agent is not None else 0,
             repairs=int(agent.reconciler.repairs.value) if agent is not None else 0,
-            error="; ".join(errors) or (agent.connection.error if agent is not None else ""),
+            error="; ".join(errors) or self._problem(agent),
         )
+
+    def _problem(self, agent: Agent | None) -> str:
+        said = agent.connection.error if agent is not None else ""
+        return said or (self._renewal.error if self._renewal is not None else "")
 
     def questions(self) -> Questions:
         """Whom to ask about the data plane of this node. Raises StateError."""
@@ -338,8 +373,10 @@ class Node:
                     data_address=data,
                     address=address,
                     wall_ms=self._wall_ms,
+                    csr=await self.papers.request(),
                 )
-            except ManagerError as error:
+                await self.papers.keep(made.chain, made.roots)
+            except (ManagerError, CredentialsError) as error:
                 raise StateError(str(error)) from error
             self._become(
                 Identity(
@@ -362,25 +399,32 @@ class Node:
             )
 
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply:
-        """Enter a cluster. Raises StateError or the manager's AioRpcError; nothing is kept unless it succeeds."""
+        """Enter a cluster. Raises StateError or the manager's Refusal; no identity is kept unless it succeeds."""
         async with self._changing:
             self._must_be_idle()
             try:
-                parse_token(request.token)
-            except TokenError as error:
+                believe = self.papers.by_digest(parse_token(request.token).digest)
+                csr = await self.papers.request()
+            except (TokenError, CredentialsError) as error:
                 raise StateError(str(error)) from error
             own = await self._address_towards(request)
             address = await self._control_address(request.advertise_address, own)
             description = await asyncio.to_thread(self._describe, own)
             reply = await self._ask_to_join(
                 list(request.managers),
+                believe,
                 pb.JoinRequest(
                     token=request.token,
                     description=msgspec.msgpack.encode(description),
                     data_address=own,
                     availability=request.availability or "active",
+                    csr=csr,
                 ),
             )
+            try:
+                await self.papers.keep(reply.certificate, reply.roots)
+            except CredentialsError as error:
+                raise StateError(str(error)) from error
             self._become(
                 Identity(
                     node_id=reply.node_id,
@@ -488,20 +532,24 @@ class Node:
         except machine.AddressError as error:
             raise StateError(str(error)) from error
 
-    async def _ask_to_join(self, managers: list[str], request: pb.JoinRequest) -> pb.JoinReply:
+    async def _ask_to_join(self, managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:
+        """The first manager's answer. Nothing is said to one that is not believed."""
         if not managers:
             raise StateError("say which manager to join: mesh join --token TOKEN HOST:PORT")
-        failure: grpc.aio.AioRpcError | None = None
+        failure = ""
         for address in managers:
             try:
-                async with self.edge.channel(address) as channel:
-                    return await MembershipStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                _, answer = await enrol(enrolment_address(address), believe, request.SerializeToString())
+                return pb.JoinReply.FromString(answer)
+            except CaError as error:
+                raise StateError(f"cannot join at {address}: {error}") from error
+            except Refusal as refusal:
+                if refusal.code != "UNAVAILABLE":
                     raise
-                failure = error
-        detail = failure.details() if failure is not None else ""
-        raise StateError(f"no manager answers at {', '.join(managers)}: {detail}")
+                failure = str(refusal)
+            except (OSError, EOFError, BadFrame) as error:
+                failure = getattr(error, "strerror", None) or str(error) or "it does not answer in time"
+        raise StateError(f"no manager answers at {', '.join(managers)}: {failure}")
 
 
 def _slot_name(task: Task | None) -> str | None:

@@ -6,11 +6,11 @@ import random
 import socket
 import ssl
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from control.transport import connection, incoming, links, service
-from control.transport.seam import Tls
 from control.transport.service import listening
 from control.transport.spool import BytesSource
 from control.transport.wire import CHUNK_BYTES, Hello, Kind, encode, frame, preamble, seed_of
@@ -503,7 +503,7 @@ def tls_of(tmp_path_factory):
             context.load_verify_locations(directory / "ca.crt")
             context.load_cert_chain(directory / f"{name}.crt", directory / f"{name}.key")
             contexts.append(context)
-        return Tls(*contexts, node_of)
+        return SimpleNamespace(server=contexts[0], client=contexts[1], node_of=node_of)
 
     return one
 
