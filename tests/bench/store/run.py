@@ -30,7 +30,7 @@ def ours(*arguments: str) -> dict:
 
 def line(name: str, run: dict) -> str:
     pause = f"{run['pause_max_ms']:8.1f} {run['gc_max_ms']:8.1f}" if "pause_max_ms" in run else " " * 17
-    return f"{name:34} {run['txn_s']:9.0f} {run['objects_s']:9.0f} {run['p50_ms']:8.2f} {run['p99_ms']:8.2f} {pause}"
+    return f"{name:34} {run['txn_s']:9.0f} {run['objects_s']:9.0f} {run['p50_ms']:8.2f} {run['p99_ms']:8.2f} {run['cpu_us_object']:8.1f} {pause}"
 
 
 def main() -> None:
@@ -49,11 +49,17 @@ def main() -> None:
     etcd = {} if options.without_etcd else rival.measure(options.seconds, value)
     load = os.getloadavg()[0]
     print(f"core {options.core} for everything, load average {load:.1f}, backend {options.backend}\n")
-    print(f"{'':34} {'txn/s':>9} {'objects/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'pause ms':>8} {'gc ms':>8}")
+    print(
+        f"{'':34} {'txn/s':>9} {'objects/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs/o':>8} {'pause ms':>8} {'gc ms':>8}"
+    )
     for key, name in ROWS:
         print(line(f"ours  {name}", found[key]))
         if key in etcd:
             print(line(f"etcd3 {name}", etcd[key]))
+            times, cpu = found[key]["txn_s"] / etcd[key]["txn_s"], found[key]["cpu_us_object"]
+            print(
+                f"      ours ÷ etcd: {times:.2f} times the rate, {cpu / etcd[key]['cpu_us_object']:.2f} of the CPU time"
+            )
     print(f"\nwith {options.objects} tasks:")
     for key, name in LARGE:
         print(line(f"ours  {name}", found[key]))

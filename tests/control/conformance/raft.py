@@ -23,7 +23,7 @@ from tests.control.conformance.disk import FaultyDisk
 from tests.control.conformance.proxy import Proxy
 
 SEGMENT_BYTES = 4 * 1024 * 1024
-FAST = Options(tick_s=0.02)
+FAST = Options(tick_s=0.03)  # elections take half a second to one
 NOBODY = "127.0.0.1:9"  # said to be listened at: the others shall come through their proxies
 
 

@@ -160,6 +160,8 @@ class Nemesis:
         await fault()
 
     async def kill_leader(self) -> None:
+        """One that leads, while all others are well: so what is measured is an election, not a start."""
+        await well(self.cluster)
         leader = self.leader()
         last = max(term for m in self.cluster.managers for _, term in m.terms)
         killed = time.monotonic()
