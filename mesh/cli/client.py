@@ -41,6 +41,7 @@ from mesh.cli.errors import OF_STATUS, ExitCode, Failure
 CALL_TIMEOUT_S = 25.0
 # Joining asks managers one after the other; leaving stops every task of the node within their grace periods.
 JOIN_TIMEOUT_S = 60.0
+ATTACH_TIMEOUT_S = 60.0  # a lease is waited for, and an interface
 LEAVE_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 3.0
 # What a manager sends at most in one list (control.server.api.LIST_MAX_BYTES), with room for its frames.
@@ -124,6 +125,18 @@ class Client:
         with self._failures():
             reply = self._local.TaskProcess(pb.TaskProcessRequest(reference=reference), timeout=self._timeout_s)
             return reply.task_id, reply.pid
+
+    def attach(self, container: str, network: str, labels: dict[str, str]) -> list[str]:
+        """Put a container of this machine on a network; network and address."""
+        with self._failures():
+            request = pb.AttachRequest(container=container, network=network, labels=labels)
+            return list(self._local.Attach(request, timeout=ATTACH_TIMEOUT_S).addresses)
+
+    def detach(self, container: str, network: str) -> list[str]:
+        """Take a container off a network, or off all; networks and addresses."""
+        with self._failures():
+            request = pb.AttachRequest(container=container, network=network, detach=True)
+            return list(self._local.Attach(request, timeout=ATTACH_TIMEOUT_S).addresses)
 
     def dns_query(self, request: pb.DnsQueryRequest) -> pb.DnsQueryReply:
         """How a name is answered on this machine."""

@@ -29,6 +29,8 @@ ENTRIES = {
     "network": Entry("mesh.cli.network:network", "Networks that reach over all nodes", OBJECTS),
     "service": Entry("mesh.cli.service:service", "Services: what should run, and under which name", OBJECTS),
     "task": Entry("mesh.cli.task:task", "Tasks: the running instances of services", OBJECTS),
+    "attach": Entry("mesh.cli.attach:attach", "Put a container of this machine on a network", OBJECTS),
+    "detach": Entry("mesh.cli.attach:detach", "Take it off again", OBJECTS),
     "events": Entry("mesh.cli.events:events", "Follow what changes in the cluster", TOOLS),
     "trace": Entry("mesh.cli.trace:trace", "Where a connection goes, and where it would be lost", TOOLS),
     "doctor": Entry("mesh.cli.doctor:doctor", "What keeps this machine from working, and what helps", TOOLS),
