@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from overlay import names
 from overlay.plan import PublicKey
@@ -44,12 +45,16 @@ class OwnKey:
 def generate() -> tuple[str, str]:
     """A new (private, public) key, base64."""
     key = X25519PrivateKey.generate()
-    return _text(key.private_bytes_raw()), _text(key.public_key().public_bytes_raw())
+    return _text(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())), _public(key)
 
 
 def public_of(private: str) -> str:
     """The public key of a private one, base64. Raises ValueError."""
-    return _text(X25519PrivateKey.from_private_bytes(base64.b64decode(private)).public_key().public_bytes_raw())
+    return _public(X25519PrivateKey.from_private_bytes(base64.b64decode(private)))
+
+
+def _public(key: X25519PrivateKey) -> str:
+    return _text(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
 
 def told(keys: Sequence[OwnKey]) -> tuple[PublicKey, ...]:
