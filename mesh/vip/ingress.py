@@ -131,12 +131,13 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
     note = Chain(
         "note",
         (
+            "ct state established,related ct mark 0 accept",  # most packets: they pass one rule
+            "ct direction reply ct mark != 0 meta mark set ct mark",
             *(f"{one} ct state new ct mark set ether saddr map @{_PEERS.name}" for one in outside),
             # Of no node of ours: answers would leave by the wrong door.
             *(f"{one} ct state new ct mark 0 drop" for one in outside),
             *(f'iifname "{up}" {one} goto {_REFUSED.name}' for one in _strangers(router)),
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
-            "ct direction reply ct mark != 0 meta mark set ct mark",
         ),
         Hook("filter", "prerouting", -150),
     )

@@ -235,26 +235,48 @@ def elements(wanted: Iterable[VirtualService]) -> dict[str, dict[Key, Key]]:
 
 
 def table(router: RouterPlan, served: ingress.Served) -> Table:
-    """The router's table with what leads connections to IPVS. The elements of MAPS come as edits."""
+    """The router's table with what leads connections to IPVS. The elements of MAPS come as edits.
+
+    A base chain costs each packet more than a rule, so ours go into those that are there where they can.
+    """
     own = ingress.router_table(router, served)
-    guard = _guard(own)
-    sends, refusals, foreign = ["ct state != new accept"], ["ct state != new accept"], ["ct direction original accept"]
-    for ip, ours, marks, idle, _ in _families(router):
+    sends, refusals = ["ct state != new accept"], ["ct state != new accept"]
+    for ip, _, marks, idle, _ in _families(router):
         sends.append(f"meta mark set {ip} daddr map @{marks.name}")
         refusals.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
-        foreign.append(f"ct original {ip} daddr @{ours} accept")
-    # A connection that IPVS did not make can have the same answering tuple as one that it did (one client port, to a
-    # VIP and to its task): IPVS would translate the answers of both. So those of the others show another source
-    # address while they pass it.
-    foreign += [f"ct direction reply {ip} saddr set {ip} saddr ^ {bit}" for ip, _, _, _, bit in _families(router)]
+    rest = []
+    for chain in own.chains:
+        hook = chain.hook
+        if hook is not None and chain.name == "guard":
+            # It refuses what reaches the router itself: that must come after IPVS has taken its part.
+            rest.append(changed(chain, hook=changed(hook, priority=_BEHIND_IPVS)))
+        elif hook is not None and chain.name == "pass":
+            rules = (*_foreign(router, "ct state established,related "), *chain.rules)
+            rest.append(changed(chain, hook=changed(hook, priority=_BEFORE_IPVS), rules=rules))
+        elif chain.name == "note":
+            rest.append(changed(chain, rules=(*chain.rules, *sends)))
+        else:
+            rest.append(chain)
     chains = (
-        *(changed(one, hook=changed(guard, priority=_BEHIND_IPVS)) if one.hook == guard else one for one in own.chains),
-        Chain("send", tuple(sends), Hook("filter", "prerouting", -140)),
+        *rest,
         Chain("spare", tuple(refusals), Hook("filter", "input", 0)),
-        Chain("hide", tuple(foreign), Hook("filter", "forward", _BEFORE_IPVS)),
-        Chain("show", tuple(foreign), Hook("filter", "forward", _BEHIND_IPVS)),
+        Chain("show", tuple(_foreign(router, "")), Hook("filter", "forward", _BEHIND_IPVS)),
     )
     return Table(own.maps + MAPS, chains, own.elements)
+
+
+def _foreign(router: RouterPlan, known: str) -> Iterator[str]:
+    """Rules that hide answers from IPVS, and show them again; `known` is what must be so of packets to be let pass.
+
+    A connection that IPVS did not make can have the same answering tuple as one that it did (one client port, to a
+    VIP and to its task): IPVS would translate the answers of both. So those of the others show another source address
+    while they pass it.
+    """
+    yield f"{known}ct direction original accept"
+    for ip, ours, _, _, _ in _families(router):
+        yield f"{known}ct original {ip} daddr @{ours} accept"
+    for ip, _, _, _, bit in _families(router):
+        yield f"ct direction reply {ip} saddr set {ip} saddr ^ {bit}"
 
 
 def _families(router: RouterPlan) -> Iterator[tuple[str, str, Map, Map, str]]:
@@ -262,9 +284,3 @@ def _families(router: RouterPlan) -> Iterator[tuple[str, str, Map, Map, str]]:
     yield "ip", _ADDRESSES, MARKS, IDLE, "128.0.0.0"
     if router.subnet6 is not None:
         yield "ip6", _ADDRESSES6, MARKS6, IDLE6, "8000::"
-
-
-def _guard(own: Table) -> Hook:
-    """Where the router refuses what reaches it: that must come after IPVS has taken its part."""
-    (hook,) = (chain.hook for chain in own.chains if chain.name == "guard" and chain.hook is not None)
-    return hook
