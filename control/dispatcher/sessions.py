@@ -41,6 +41,7 @@ from control.dispatcher.events import (
     Written,
 )
 from control.dispatcher.feed import Encoder, Feed
+from control.dispatcher.renewals import Renewals
 from control.dispatcher.withdrawal import Withdrawals, began_to_drain, is_draining
 from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
 from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
@@ -117,6 +118,7 @@ class Sessions:
         self._orphaned: set[str] = set()
         self._attached: dict[str, AttachmentReport] = {}
         self._withdrawals = Withdrawals()
+        self._renewals = Renewals()
         self._writing: Write | None = None
         self._writes = 0
         self._out: list[Output] = []
@@ -294,7 +296,8 @@ class Sessions:
         """To a heartbeat, or because something has changed that the node must know."""
         known = self._snapshot.get(Node, node.id)
         role = known.spec.role if known is not None else ""
-        reply = pb.HeartbeatReply(period_s=node.period_s, role=role, managers=managers)
+        renew = self._renewals.ask(self._snapshot, known, self._seen)
+        reply = pb.HeartbeatReply(period_s=node.period_s, role=role, managers=managers, renew=renew)
         self._send(stream, pb.ManagerMessage(heartbeat=reply))
 
     def _tell_managers(self) -> None:
