@@ -33,7 +33,8 @@ ALONE_SEEDS = 3
 RETRY_SHARE = 8
 # Where packets do not go, push/pull brings the members instead: this many times as often as usual (5 s for few nodes).
 BLOCKED_SYNC_SHARE = 6
-BLOCKED_PER_TICK = 4  # streams with a message each
+# Streams with a message each: an event is due 12 times, and ten events at once should still be told within 2 s.
+BLOCKED_PER_TICK = 12
 BACKLOG_MAX = 256
 
 
