@@ -19,7 +19,8 @@ REPAIRS = "test_what_others_break_is_repaired["
 REPAIRED_WITH_IPVS = ("[the whole rule set of the router]", "[a map of another type]", "[the VIPs' routes]")
 
 
-def _is_left_out(name: str) -> bool:
+def is_left_out(name: str) -> bool:
+    """Whether a test is not for IPVS."""
     return name in ONLY_NFTABLES or (name.startswith(REPAIRS) and not name.endswith(REPAIRED_WITH_IPVS))
 
 
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect them where the balancer is IPVS."""
     if os.environ.get("MESH_BALANCER") != "ipvs":
         return
-    left_out = [item for item in items if _is_left_out(item.name)]
+    left_out = [item for item in items if is_left_out(item.name)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
