@@ -8,8 +8,8 @@ from __future__ import annotations
 
 # Probes of one member in a row that only a detour answered; at 10 % loss each way 1 in 150 is, 1 in 3 million thrice.
 DETOURS_MAX = 3
-# Probes in a row, of at least so many different members, all of them by detours: then it is not they, but this node. At a
-# quarter of loss each way 1.6 % of rows are; with three in a row 8.5 % were, and what was carried came late.
+# Probes in a row, of at least so many different members, all of them by detours: then it is not they, but this node. At
+# a quarter of loss each way 1.6 % of rows are; with three in a row 8.5 % were, and what was carried came late.
 BLOCKED_PROBES, BLOCKED_PEERS = 5, 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,11 +89,20 @@ def test_queries_are_acknowledged_by_all_from_both_kinds(tmp_path: Path) -> None
         cluster.full()
         everybody = {node.name for node in cluster.nodes}
         for node in pair(cluster):
-            answers = list(node.client.query("ping", ack=True, timeout_s=2.0, relay_factor=1))
-            assert {who for kind, who, _ in answers if kind == "ack"} == everybody
+            _acknowledged(node, everybody, ack=True, timeout_s=2.0, relay_factor=1)
             two = ["mesh1", "serf0"]
-            answers = list(node.client.query("ping", nodes=two, tags={"role": "^w"}, ack=True, timeout_s=2))
-            assert {who for _, who, _ in answers} == set(two)
+            _acknowledged(node, set(two), nodes=two, tags={"role": "^w"}, ack=True, timeout_s=2.0)
+
+
+def _acknowledged(node: Node, by: set[str], **query: Any) -> None:
+    """An ack is one packet, and a stock agent alone may miss the query itself: so there are three tries."""
+    seen: set[str] = set()
+    for _ in range(3):
+        seen = {who for kind, who, _ in node.client.query("ping", **query) if kind == "ack"}
+        assert seen <= by
+        if seen == by:
+            return
+    assert seen == by
 
 
 def test_keys_rotate_from_both_kinds(tmp_path: Path) -> None:
