@@ -69,6 +69,7 @@ class Seating:
     kind: HomeKind
     backend: Backend
     electorate: Electorate | None = None
+    quorum_address: str = ""  # where others reach it to agree
     newcomer: bool = False  # it may have to get its state from the others first
 
 
@@ -123,7 +124,7 @@ class DiskHome:
             raise HomeError(f"cannot listen on {self._listen} for other managers: {error.strerror}") from error
         advertise = _join(host, sock.getsockname()[1])
         backend = RaftBackend(self._directory, cluster_id, node_id, network=Network(sock, advertise, self._tls))
-        return Seating(node_id, self.kind, backend, backend, newcomer=True)
+        return Seating(node_id, self.kind, backend, backend, advertise, newcomer=True)
 
     def quorum_address(self, host: str) -> str:
         """See Home."""

@@ -13,7 +13,7 @@ import base64
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,7 +89,7 @@ class Manager:
         decisions = asyncio.Lock()
         new_id = IdSource(random.SystemRandom())
         self.roll = Roll(store, seat.electorate, seat.node_id)
-        self.quorum = QuorumService(store, seat.node_id, self.roll.recoveries)
+        self.quorum = QuorumService(store, seat.node_id, seat.quorum_address, self.roll.recoveries)
         self._edge = edge
         self._leaders = Leaders(store, edge, self._nobody)
         control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go)
@@ -230,6 +230,10 @@ class Manager:
         """How all managers are; see `control.server.quorum`."""
         own = self.quorum.look()
         return await survey(self._edge, own, {m.node_id: m.address for m in own.members})
+
+    def meet(self, addresses: Mapping[str, str]) -> None:
+        """Other managers agree there, host:port by node id: they, or this one, have moved."""
+        self.roll.meet(addresses)
 
     async def _nobody(self) -> str:
         return nobody_leads(await self.survey())

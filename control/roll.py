@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from control.model import Node
@@ -34,6 +35,7 @@ class Electorate(Protocol):
     async def remove(self, node_id: str) -> None: ...
     async def readdress(self, node_id: str, address: str) -> None: ...
     async def transfer(self, node_id: str = "") -> None: ...
+    def set_peers(self, addresses: Mapping[str, str]) -> None: ...
     def members(self) -> tuple[Member, ...]: ...
     def quorum(self) -> QuorumStatus | None: ...
 
@@ -60,6 +62,11 @@ class Roll:
         """How often the cluster was recovered without its quorum."""
         status = self._electorate.quorum() if self._electorate is not None else None
         return status.recoveries if status is not None else 0
+
+    def meet(self, addresses: Mapping[str, str]) -> None:
+        """See `Manager.meet`."""
+        if self._electorate is not None:
+            self._electorate.set_peers(addresses)
 
     async def admit(self, node_id: str, address: str, *, enrolled: bool) -> Seat | None:
         """A manager listens at `address`; its seat, if it has none or that is worth nothing. Raises StoreError."""

@@ -36,6 +36,7 @@ DROP_IN_DIR = "etc/meshd/conf.d"
 FILE_MAX_BYTES = 1 << 20
 DROP_INS_MAX = 256
 FALLBACK_NAME = "node"  # of a machine whose host name is none
+MANAGERS_MAX = 16  # a few more than a cluster has
 UPSTREAMS_MAX = 16  # a resolver that has asked three of them has already made its client wait too long
 
 
@@ -157,6 +158,19 @@ def _upstreams(value: object) -> object:
     return tuple(items)
 
 
+def _managers(value: object) -> object:
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise _Bad(f"must be a list of HOST:PORT, not {value!r}")
+    if len(items) > MANAGERS_MAX:
+        raise _Bad(f"takes at most {MANAGERS_MAX} managers, not {len(items)}")
+    for item in items:
+        host, port = _split_host(item)
+        if not (_is_address(host) or _HOST.fullmatch(host)) or port is None or not _port_of(port):
+            raise _Bad(f'must list HOST:PORT, not "{item}"')
+    return tuple(items)
+
+
 def _node_name(value: object) -> object:
     text = _text(value)
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
@@ -187,6 +201,9 @@ class Config:
     )
     store: str = field(
         default="", metadata=_key(_store, "where managers keep their state; empty: in state_dir; etcd://HOST/PREFIX")
+    )
+    managers: tuple[str, ...] = field(
+        default=(), metadata=_key(_managers, "HOST:PORT where managers may be, besides what this node has been told")
     )
     executor: Executor = field(
         default="auto", metadata=_key(_choice("auto", "process", "docker"), "what starts tasks: auto, process, docker")

@@ -642,6 +642,7 @@ class LookReply(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     RECOVERIES_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    QUORUM_ADDRESS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     role: _builtins.str
     """leader, follower, failed, closed"""
@@ -657,6 +658,8 @@ class LookReply(_message.Message):
     """of its state at `version`"""
     recoveries: _builtins.int
     """how often the cluster was recovered without its quorum"""
+    quorum_address: _builtins.str
+    """host:port where it agrees with the others, for those that have lost it"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___LookMember]: ...
     def __init__(
@@ -672,10 +675,11 @@ class LookReply(_message.Message):
         digest: _builtins.str = ...,
         recoveries: _builtins.int = ...,
         members: _abc.Iterable[Global___LookMember] | None = ...,
+        quorum_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "leader", b"leader", "members", b"members", "message", b"message", "node_id", b"node_id", "recoveries", b"recoveries", "role", b"role", "size_bytes", b"size_bytes", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "leader", b"leader", "members", b"members", "message", b"message", "node_id", b"node_id", "quorum_address", b"quorum_address", "recoveries", b"recoveries", "role", b"role", "size_bytes", b"size_bytes", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

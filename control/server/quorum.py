@@ -27,8 +27,11 @@ ASK_TIMEOUT_S = 1.5
 class QuorumService(QuorumServicer):
     """See the module. `recoveries` tells how often the cluster was recovered without its quorum."""
 
-    def __init__(self, store: Store, node_id: str, recoveries: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, store: Store, node_id: str, quorum_address: str = "", recoveries: Callable[[], int] = lambda: 0
+    ) -> None:
         self._store, self._node_id, self._recoveries = store, node_id, recoveries
+        self._quorum_address = quorum_address
 
     async def Look(self, request: pb.LookRequest, context: Context) -> pb.LookReply:
         return self.look()
@@ -46,6 +49,7 @@ class QuorumService(QuorumServicer):
             message=status.message,
             digest=status.digest,
             recoveries=self._recoveries(),
+            quorum_address=self._quorum_address,
         )
         members = {member.node_id: member for member in self._store.members()}
         named = {node.id for node in view.all(Node) if node.spec.role == "manager"}

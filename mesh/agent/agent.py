@@ -80,6 +80,7 @@ class Identity:
     cluster_id: str
     data_address: str
     managers: tuple[str, ...]
+    hints: tuple[str, ...] = ()  # where managers may be besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ class Agent:
         self._doors, self._netns_dir, self._wall_ms = doors, netns_dir, wall_ms
         self._file = state_dir / "assignments"
         self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
-        self.connection = Connection(self.session, identity.managers, self._assigned, random.Random(), doors.edge)
+        self.connection = Connection(
+            self.session, identity.managers, self._assigned, random.Random(), doors.edge, identity.hints
+        )
         self.logs = LogSender(state_dir, doors.edge, lambda: self.connection.address)
         self.tasks = Tasks()
         self.reconciler = Reconciler(

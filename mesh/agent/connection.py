@@ -43,8 +43,10 @@ class Connection:
         changed: Callable[[], None],
         random_source: random.Random,
         edge: Edge,
+        hints: tuple[str, ...] = (),
     ) -> None:
-        """`changed` is called after each message that changed the assignments."""
+        """`changed` is called after each message that changed the assignments; `hints`: where else managers may be."""
+        self._hints = hints
         self._edge = edge
         self._leader = ""  # where the last manager that was asked has sent us
         self._untried: list[str] = []  # of this round through the managers
@@ -102,9 +104,10 @@ class Connection:
         """Whom to try: the leader if somebody has named it, else each of the managers once, in any order."""
         if self._leader:
             return self._leader
-        self._untried = [address for address in self._untried if address in self.managers]
+        places = dict.fromkeys((*self.managers, *self._hints))
+        self._untried = [address for address in self._untried if address in places]
         if not self._untried:
-            self._untried = list(self.managers)
+            self._untried = list(places)
             self._random.shuffle(self._untried)
         return self._untried.pop()
 

@@ -173,11 +173,21 @@ class Managing:
                 if reason != self.error:
                     log.warning("cannot enlist as a manager", extra={"reason": reason})
                 self.error = reason or ""
+                await self._seek()
             else:
                 self.error = ""
                 return reply
             await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    async def _seek(self) -> None:
+        """Ask wherever a manager may be for where it agrees: others may have moved, or this one, or all of them."""
+        if self.manager is None:
+            return
+        reply = await survey(self._edge, None, {address: address for address in self._managers()})
+        said = (row.said for row in reply.managers if row.node_id != self._identity().node_id)
+        if found := {look.node_id: look.quorum_address for look in said if look.quorum_address}:
+            self.manager.meet(found)
 
     async def _ask(self, *, enrolled: bool) -> pb.EnlistReply:
         """The first manager that answers. Raises AioRpcError of the last."""

@@ -170,6 +170,7 @@ class Node:
                         cluster_id=identity.cluster_id,
                         data_address=identity.data_address,
                         managers=identity.managers,
+                        hints=self.config.managers,
                     ),
                     description,
                     doors,
@@ -298,9 +299,10 @@ class Node:
 
     def manager_addresses(self) -> tuple[str, ...]:
         """Where managers are, best known first."""
-        if self._agent is not None and self._agent.connection.managers:
-            return self._agent.connection.managers
-        return self.identity.managers if self.identity is not None else ()
+        if self.identity is None:
+            return ()
+        told = self._agent.connection.managers if self._agent is not None else ()
+        return tuple(dict.fromkeys((*(told or self.identity.managers), *self.config.managers)))
 
     def info(self) -> pb.InfoReply:
         """What `mesh status` shows of this node."""
