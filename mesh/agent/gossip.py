@@ -69,6 +69,21 @@ class Gossip:
         """What gossip says now."""
         return self._book.rumours()
 
+    def troubles(self) -> tuple[str, ...]:
+        """What is wrong, for `mesh status`: not in gossip though it should be, or links that only TCP or others cross."""
+        found = [self.error] if self.error else []
+        if self.agent is not None:
+            stats = self.agent.stats()["gossip"]
+            if stats.get("udp") == "blocked":
+                found.append("UDP of this node reaches nobody: gossip goes over TCP, and more slowly")
+            elif names := stats.get("degraded", ""):
+                found.append(
+                    f"UDP does not reach {names.replace(',', ', ')}: gossip goes there over TCP or through others"
+                )
+            if self.agent.conflict_lost:
+                found.append("another node has this node's name: it has fallen silent in gossip")
+        return tuple(found)
+
     def follow(self, assignments: Assignments) -> None:
         """What the managers say now."""
         self._assignments = assignments

@@ -136,3 +136,24 @@ async def test_sockets_that_do_not_open_are_tried_again(tmp_path: Path, monkeypa
         assert gossip.error == "cannot gossip on 10.66.0.11 port 7946: Cannot assign requested address"
         await ring(gossip, OLD)
         assert gossip.error == ""
+
+
+async def test_troubles_are_sentences(tmp_path: Path) -> None:
+    said = {"udp": "ok", "degraded": ""}
+
+    class Talking(LoneNetwork):
+        def stats(self) -> dict[str, str]:
+            return said
+
+    def make(settings: object, delegate: object, *_: object) -> Talking:
+        return Talking(settings, delegate)  # type: ignore[arg-type]
+
+    async with taking_part(tmp_path, make) as gossip:
+        assert gossip.troubles() == ()
+        gossip.follow(told(OLD))
+        await ring(gossip, OLD)
+        assert gossip.troubles() == ()
+        said["degraded"] = "h2,h3"
+        assert gossip.troubles() == ("UDP does not reach h2, h3: gossip goes there over TCP or through others",)
+        said["udp"] = "blocked"
+        assert gossip.troubles() == ("UDP of this node reaches nobody: gossip goes over TCP, and more slowly",)
