@@ -435,24 +435,6 @@ def later_term_not_told() -> Patches:
 
 
 @mutant
-def who_lost_its_vote_is_told_at_once() -> Patches:
-    def _take_vote(s: Any, index: int, one: Any, *, voter: bool) -> None:
-        if one.voter and not voter:
-            s.pending_change = index
-        one.voter = voter
-
-    def _told(s: Any, one: Any) -> int:
-        return s.log.commit
-
-    return [(leader, "_take_vote", _take_vote), (leader, "_told", _told)]
-
-
-@mutant
-def who_gets_a_vote_is_told_late() -> Patches:
-    return [(leader, "_end_for", lambda s, one, told: s.log.last_index)]
-
-
-@mutant
 def leaders_remove_themselves() -> Patches:
     return [(leader, "unseats", lambda change, member_id: False)]
 
@@ -483,9 +465,98 @@ def stale_answers_count() -> Patches:
     return [(core.Core, "step", step)]
 
 
+# --- found by the simulator in the core -------------------------------------------------------------------------------
+
+
+@mutant
+def who_lost_its_vote_is_told_at_once() -> Patches:
+    """One of the first seeds: two managers, one of which was removed, and the other one needed its vote."""
+
+    def _take_vote(s: Any, index: int, one: Any, *, voter: bool) -> None:
+        if one.voter and not voter:
+            s.pending_change = index
+        one.voter = voter
+
+    def _told(s: Any, one: Any) -> int:
+        return s.log.commit
+
+    return [(leader, "_take_vote", _take_vote), (leader, "_told", _told)]
+
+
+@mutant
+def who_is_demoted_is_told_at_once() -> Patches:
+    """Seed 3327 of then: it had a longer log than the only voter left, who did not know durably that it was alone."""
+
+    def _told(s: Any, one: Any) -> int:
+        return s.log.commit if one.id == s.withheld else real(s, one)
+
+    real = leader._told
+    return [(leader, "_told", _told)]
+
+
+@mutant
+def removal_of_before_is_committed_by_its_object() -> Patches:
+    """Seeds 3816 and 4070 of then: a leader with its own removal in the log commits it, and stops."""
+
+    def become_leader(s: Any) -> None:
+        real(s)
+        s.outgoing = False
+
+    real = leader.become_leader
+    return [(leader, "become_leader", become_leader)]
+
+
+@mutant
+def who_gets_a_vote_is_told_late() -> Patches:
+    """Seed 501476: it had the longest log, and did not know that it might campaign; a leader was lost for good."""
+    return [(leader, "_end_for", lambda s, one, told: s.log.last_index)]
+
+
 # The seeds that show them (the table of `main`); tests try these first.
 CAUGHT_BY = {
-    "CAUGHT": 0,
+    "vote before sync": 1,
+    "acknowledge before sync": 1,
+    "truncate always": 2,
+    "count self early": 1,
+    "commit old term": 1,
+    "reuse read round": 450,
+    "change before noop": 1,
+    "ignore removed id": 1,
+    "torn tail accepted": 2,
+    "log released before snapshot": 1,
+    "apply error ignored": 1,
+    "watch skips batch": 1,
+    "vote twice": 9,
+    "vote for any log": 3,
+    "vote for longest log": 242,
+    "vote forgotten": 371,
+    "term forgotten": 37,
+    "own vote before sync": 240,
+    "lead in the same term": 2,
+    "half is a majority": 1,
+    "learners count": 1,
+    "heartbeat commits anything": 3,
+    "append commits beyond itself": 84,
+    "conflict keeps the tail": 3,
+    "previous entry not checked": 88,
+    "read without quorum": 6,
+    "read before own commit": 2,
+    "end of an overtaken write counts": 268,
+    "applied before durable": 1,
+    "two changes at once": 1,
+    "snapshot without members": 1,
+    "snapshot over newer log": 1,
+    "failed snapshot forgotten": 2,
+    "probe stays paused": 6,
+    "transfer never given up": 112,
+    "later term not told": 447,
+    "who lost its vote is told at once": 290,
+    "who gets a vote is told late": 606,
+    "leaders remove themselves": 1,
+    "uncommitted without bound": 1,
+    "stale answers count": 896,
+    "who is demoted is told at once": 285,
+    "removal of before is committed by its object": 1,
 }
 
 # --- hunting ----------------------------------------------------------------------------------------------------------
@@ -511,13 +582,13 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=[])
     options = parser.parse_args()
     missed = 0
-    print(f"{'bug':<40} {'seed':>6}  invariant")
+    print(f"{'bug':<45} {'seed':>6}  invariant")
     for name in options.names or MUTANTS:
         began = time.monotonic()
         found = hunt(name, range(1, options.seeds + 1), blunt=options.blunt)
         missed += found is None
         seed, invariant = found or ("-", f"not found in {options.seeds} seeds")
-        print(f"{name:<40} {seed:>6}  {invariant}  ({time.monotonic() - began:.1f} s)", flush=True)
+        print(f"{name:<45} {seed:>6}  {invariant}  ({time.monotonic() - began:.1f} s)", flush=True)
     return int(missed > 0)
 
 

@@ -431,12 +431,12 @@ class World:
             return
         node = self.rng.choice(leaders)
         configuration = node.core._s.configuration  # type: ignore[union-attr]
-        for _ in range(8 if self.jinx else 1):  # looks for one that makes sense; elsewhere the core has to
-            change = self._some_change(configuration)
-            if change is None:
-                return
-            if not mistake(configuration, change) and not unseats(change, node.id):
-                break
+        change = self._some_change(configuration)
+        for _ in range(7 if self.jinx else 0):  # look for one that makes sense; elsewhere the core has to refuse it
+            if change is not None and (mistake(configuration, change) or unseats(change, node.id)):
+                change = self._some_change(configuration)
+        if change is None:
+            return
         after = apply_change(configuration, change)
         if not after.voters or not self._safe(set(after.voters), set()):
             return
