@@ -70,7 +70,7 @@ class Gossip:
         return self._book.rumours()
 
     def troubles(self) -> tuple[str, ...]:
-        """What is wrong, for `mesh status`: not in gossip though it should be, or links that only TCP or others cross."""
+        """What is wrong, for `mesh status`: not in gossip though it should be, or links that UDP does not cross."""
         found = [self.error] if self.error else []
         if self.agent is not None:
             stats = self.agent.stats()["gossip"]
