@@ -136,6 +136,16 @@ def key_of(record: Record) -> Key:
             return ("attachment", record.id)
 
 
+class NetworkWish(Value, frozen=True, kw_only=True):
+    """A network that was made in a node's engine, and is to be the cluster's as long as it is there."""
+
+    id: str
+    name: str
+    subnet: str
+    internal: bool = False
+    made: bool = False  # it was the cluster's already: if it is not any more, it has been removed
+
+
 class AttachmentReport(Value, frozen=True, kw_only=True):
     """What a node says of containers of others: everything, each time.
 
@@ -144,6 +154,7 @@ class AttachmentReport(Value, frozen=True, kw_only=True):
 
     attachments: tuple[Attachment, ...] = ()
     wishes: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
+    networks: tuple[NetworkWish, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,13 +6,16 @@ attachments beyond a bound; nothing that a node says concerns another node's rec
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import msgspec
 from msgspec.structs import replace
 
 from control.assignment import AttachmentReport
-from control.model import Attachment, Lease, Meta, Network, Node
+from control.model import Attachment, Lease, Meta, Network, NetworkSpec, Node
+from control.server.networks import create_network, remove_network
+from control.server.refusal import Refusal
 from control.spec import is_hostname, is_label
 from control.store.tables import Snapshot, leased
 from control.store.txn import Change, Delete, Put
@@ -21,6 +24,9 @@ from control.store.txn import Change, Delete, Put
 ATTACHMENTS_MAX = 2048
 # Blocks of one network that a node may have: as many containers as above.
 LEASES_MAX = 128
+# Of one node, made in its engine; the label says which node's a network is.
+NETWORKS_MAX = 256
+MADE_IN_LABEL = "com.meshd.made-in"
 ALIASES_MAX, PORTS_MAX, WEIGHT_MAX = 32, 64, 100
 _ID = re.compile(r"[0-9a-z]{1,64}")
 
@@ -31,7 +37,8 @@ def read_report(data: bytes) -> AttachmentReport | None:
         report = msgspec.msgpack.decode(data, type=AttachmentReport)
     except msgspec.MsgspecError:
         return None
-    return report if len(report.attachments) <= ATTACHMENTS_MAX else None
+    within = len(report.attachments) <= ATTACHMENTS_MAX and len(report.networks) <= NETWORKS_MAX
+    return report if within else None
 
 
 def attachment_changes(node_id: str, report: AttachmentReport, snapshot: Snapshot) -> list[Change]:
@@ -54,6 +61,25 @@ def attachment_changes(node_id: str, report: AttachmentReport, snapshot: Snapsho
         if snapshot.get(Attachment, new.id) is None:  # else it is another node's
             changes.append(Put(replace(new, meta=Meta())))
     return changes
+
+
+def network_changes(node_id: str, report: AttachmentReport, snapshot: Snapshot) -> list[Change]:
+    """The next change that makes networks of the node's engine the cluster's, or removes those that it has no more.
+
+    One at a time, so that each is checked against those before it; what clashes or is in use is left alone.
+    """
+    wanted = {wish.id for wish in report.networks}
+    for network in snapshot.all(Network):
+        if network.spec.labels.get(MADE_IN_LABEL) == node_id and network.id not in wanted:
+            with contextlib.suppress(Refusal):
+                return remove_network(snapshot, network)
+    for wish in report.networks:
+        if not wish.made and _ID.fullmatch(wish.id) and snapshot.get(Network, wish.id) is None:
+            labels = {MADE_IN_LABEL: node_id}
+            spec = NetworkSpec(name=wish.name, subnet=wish.subnet, internal=wish.internal, labels=labels)
+            with contextlib.suppress(Refusal):
+                return create_network(snapshot, spec, wish.id)
+    return []
 
 
 def _wishes(report: AttachmentReport, snapshot: Snapshot) -> list[tuple[str, int]]:

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from control import access
-from control.dispatcher.attaching import attachment_changes
+from control.dispatcher.attaching import attachment_changes, network_changes
 from control.dispatcher.events import (
     Close,
     Closed,
@@ -258,6 +258,9 @@ class DispatcherService(DispatcherServicer):
             for node_id, report in write.attached.items():
                 told = functools.partial(attachment_changes, node_id, report)
                 await insist(self._store, told, Writer.DISPATCHER, term)
+                made = functools.partial(network_changes, node_id, report)
+                while made(self._store.view()):
+                    await insist(self._store, made, Writer.DISPATCHER, term)
             self._feed(Written(write.number))
 
 

@@ -182,7 +182,7 @@ def _plugin(config: Config) -> Plugin | None:
     if config.executor == "process" or not config.docker_plugin:
         return None
     socket, state = Path(config.docker_plugin), Path(config.state_dir)
-    return Plugin(socket, _engine(), config.socket, state, _wall_ms)
+    return Plugin(socket, _engine(), state, _wall_ms)
 
 
 def _engine() -> Engine:

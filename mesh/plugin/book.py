@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from msgspec.structs import replace
 
+from control.assignment import NetworkWish
 from control.model import Lease, PortSpec
 from control.store.tables import leased
 from mesh.plugin.labels import Labels
@@ -57,8 +58,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
     held: dict[str, Held] = {}  # "<network id> <address>"
     freed: dict[str, int] = {}  # when each was freed last
     entries: dict[str, Entry] = {}
-    networks: dict[str, str] = {}  # of those that others made in the engine: its id of it -> subnet
-    made: dict[str, str] = {}  # the same: its id -> the cluster's, once it is the cluster's
+    networks: dict[str, NetworkWish] = {}  # those that others made in the engine, by its id; names may come later
     detached: tuple[str, ...] = ()  # "<container> <network id>": not to be attached again by its labels
 
     # --- addresses ----------------------------------------------------------------------------------------------------
@@ -128,6 +128,10 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
                 network_id, _, address = key.partition(" ")
                 book = book.release(network_id, address, now_ms)
         return replace(book, freed={k: at_ms for k, at_ms in book.freed.items() if now_ms - at_ms < REST_MS})
+
+    def without_network(self, network_id: str) -> Book:
+        """A network that others made in the engine is gone from there."""
+        return replace(self, networks={k: v for k, v in self.networks.items() if k != network_id})
 
     # --- leases -------------------------------------------------------------------------------------------------------
 

@@ -13,18 +13,17 @@ from typing import Any
 from msgspec.structs import replace
 
 from control.allocator import pools
-from control.assignment import Settings
-from control.model import NetworkSpec, PortSpec, Protocol
+from control.assignment import NetworkWish, Settings
+from control.model import PortSpec, Protocol
+from control.spec import is_label
 from mesh.plugin import wire
 from mesh.plugin.book import BookError, Entry, occupied
-from mesh.plugin.keeper import LEASE_WAIT_S, Keeper
+from mesh.plugin.keeper import ID_LENGTH, LEASE_WAIT_S, Keeper
 from mesh.plugin.labels import LabelError, read_labels
 from mesh.plugin.wire import WireError
 from overlay.names import handed_device
 
 Answer = Mapping[str, Any]
-CreateNetwork = Callable[[NetworkSpec], Awaitable[None]]
-RemoveNetwork = Callable[[str], Awaitable[None]]
 NAME_OPTION, ID_OPTION = "mesh.name", "mesh.network"
 
 
@@ -33,10 +32,10 @@ class DriverError(Exception):
 
 
 class Driver:
-    """See the module. `create` and `remove` change the cluster's networks, and raise DriverError."""
+    """See the module."""
 
-    def __init__(self, keeper: Keeper, create: CreateNetwork, remove: RemoveNetwork) -> None:
-        self._keeper, self._create, self._remove = keeper, create, remove
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
         self._calls: dict[str, Callable[[bytes], Awaitable[Answer]]] = {
             "/IpamDriver.RequestPool": self._request_pool,
             "/IpamDriver.ReleasePool": self._nothing,
@@ -129,24 +128,33 @@ class Driver:
         if not asked.ipv4_data:
             raise DriverError('a mesh network needs addresses from mesh: use "--ipam-driver mesh"')
         subnet = str(_subnet(asked.ipv4_data[0].pool))
-        known, name = self._keeper.network(subnet), asked.label(NAME_OPTION)
-        if known is None and name:
-            internal = bool((asked.options or {}).get(wire.INTERNAL))
-            await self._create(NetworkSpec(name=name, subnet=subnet, internal=internal))
-        if not asked.label(ID_OPTION):  # made by hand: it is the cluster's when its name is known
-            networks = {**self._keeper.book.networks, asked.network_id: subnet}
-            self._keeper.change(replace(self._keeper.book, networks=networks))
+        keeper, name = self._keeper, asked.label(NAME_OPTION)
+        if asked.label(ID_OPTION) or keeper.network(subnet) is not None:
+            return {}  # of the cluster already
+        self._check_free(name, IPv4Network(subnet))
+        internal = bool((asked.options or {}).get(wire.INTERNAL))
+        wish = NetworkWish(id=asked.network_id[:ID_LENGTH], name=name, subnet=subnet, internal=internal)
+        keeper.change(replace(keeper.book, networks={**keeper.book.networks, asked.network_id: wish}))
+        if name and not await keeper.until(lambda: keeper.network(subnet) is not None, LEASE_WAIT_S):
+            keeper.change(keeper.book.without_network(asked.network_id))
+            raise DriverError(
+                f'no manager has made network "{name}": none answers, or the name or subnet cannot be had'
+            )
         return {}
+
+    def _check_free(self, name: str, subnet: IPv4Network) -> None:
+        """What managers would refuse, said at once. Raises DriverError."""
+        if name and not is_label(name):
+            raise DriverError(f'"{name}" is no name of a network: lower case letters, digits and hyphens')
+        for network in self._keeper.networks():
+            if name == network.spec.name:
+                raise DriverError(f'network "{name}" already exists')
+            if IPv4Network(network.subnet).overlaps(subnet):
+                raise DriverError(f'subnet {subnet} overlaps network "{network.spec.name}" ({network.subnet})')
 
     async def _delete_network(self, body: bytes) -> Answer:
         asked = wire.read(body, wire.OfNetwork)
-        subnet = self._keeper.book.networks.get(asked.network_id)
-        if subnet is not None:
-            network = self._keeper.network(subnet)
-            if network is not None:
-                await self._remove(network.id)
-            networks = {k: v for k, v in self._keeper.book.networks.items() if k != asked.network_id}
-            self._keeper.change(replace(self._keeper.book, networks=networks))
+        self._keeper.change(self._keeper.book.without_network(asked.network_id))
         return {}
 
     # --- endpoints ----------------------------------------------------------------------------------------------------

@@ -13,18 +13,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from control.model import HealthCheck, NetworkSpec
+from control.model import HealthCheck
 from mesh.executor.docker.engine import Engine
 from mesh.executor.probe import probe
 from mesh.executor.protocol import ExecutorError
 from mesh.plugin.book import Book, BookError, Entry
 from mesh.plugin.driver import DriverError
 from mesh.plugin.keeper import LEASE_WAIT_S, Keeper
-from mesh.plugin.labels import LabelError, Labels, name_of, read_labels
+from mesh.plugin.labels import LabelError, Labels, read_labels
 from mesh.plugin.wanted import Box, boxes, nets, network_body
 
 log = logging.getLogger(__name__)
@@ -38,10 +37,10 @@ SAID_MAX = 1000  # sentences that are not logged twice
 
 
 class Follower:
-    """One membership's. `create` makes networks of the cluster."""
+    """One membership's."""
 
-    def __init__(self, keeper: Keeper, engine: Engine, create: Callable[[NetworkSpec], Awaitable[None]]) -> None:
-        self._keeper, self._engine, self._create = keeper, engine, create
+    def __init__(self, keeper: Keeper, engine: Engine) -> None:
+        self._keeper, self._engine = keeper, engine
         self._news = asyncio.Event()
         self._over = False
         self._said: dict[str, None] = {}
@@ -208,16 +207,13 @@ class Follower:
     async def _follow_networks(self) -> None:
         keeper = self._keeper
         complete = keeper.agent.session.connected
-        book = keeper.book
-        plan = nets(keeper.networks(), await self._engine.networks(), book.networks, book.made, complete=complete)
-        keeper.change(replace(keeper.book, made=dict(plan.made or {})))
+        plan = nets(keeper.networks(), await self._engine.networks(), keeper.book.networks, complete=complete)
+        wishes = {id_: wish for id_, wish in plan.wishes.items() if id_ in keeper.book.networks}
+        keeper.change(replace(keeper.book, networks=wishes))
         for sentence in plan.clashes:
             self._say(sentence)
         for id_ in plan.remove:
             await self._engine.remove_network(id_)
-        for id_, name, subnet, internal in plan.adopt:
-            if id_ in keeper.book.networks:
-                await self._create(NetworkSpec(name=name_of(name), subnet=subnet, internal=internal))
         for network in plan.create:
             await self._engine.create_network(network.spec.name, network_body(network))
 

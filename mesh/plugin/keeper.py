@@ -121,6 +121,8 @@ class Keeper:
 
     def _tell(self) -> None:
         """The agent what there is, if that is news."""
+        if self.agent.session.assignments.settings() is None:
+            return  # nothing is known of the cluster yet: nobody shall think that there is nothing here
         vnis = {network.id: network.vni for network in self.networks()}
         joined = [e for e in self.book.entries.values() if e.sandbox and e.network_id in vnis]
         guests = tuple(
@@ -130,6 +132,7 @@ class Keeper:
         report = AttachmentReport(
             attachments=tuple(guest.attachment for guest in guests),
             wishes=self.book.wishes(sorted(vnis), self.leases()),
+            networks=tuple(wish for wish in self.book.networks.values() if wish.name),
         )
         if (guests, report) != self._told:
             self._told = (guests, report)

@@ -13,12 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-import msgspec
-
-from control.model import NetworkSpec
 from control.rpc import control_pb2 as pb
-from control.rpc.control_pb2_grpc import ControlStub
 from mesh.agent.agent import Agent
 from mesh.executor.docker.engine import Engine
 from mesh.executor.protocol import ExecutorError
@@ -34,7 +29,6 @@ log = logging.getLogger(__name__)
 BOOK_FILE = "containers.json"
 # A daemon that starts is a member of its cluster long before; an engine waits 30 s for an answer.
 MEMBER_WAIT_S = 20.0
-CONTROL_TIMEOUT_S = 20.0
 CAPABILITIES: dict[str, Mapping[str, Any]] = {
     "/Plugin.Activate": {"Implements": ["NetworkDriver", "IpamDriver"]},
     "/NetworkDriver.GetCapabilities": {"Scope": "local", "ConnectivityScope": "global"},
@@ -51,10 +45,10 @@ class AttachError(Exception):
 
 
 class Plugin:
-    """See the module. `control` is the daemon's own socket, over which the cluster is changed."""
+    """See the module."""
 
-    def __init__(self, path: Path, engine: Engine, control: str, state_dir: Path, wall_ms: Callable[[], int]) -> None:
-        self._path, self._engine, self._control = path, engine, control
+    def __init__(self, path: Path, engine: Engine, state_dir: Path, wall_ms: Callable[[], int]) -> None:
+        self._path, self._engine = path, engine
         self._book, self._wall_ms = state_dir / BOOK_FILE, wall_ms
         self._driver: Driver | None = None
         self.follower: Follower | None = None
@@ -72,8 +66,8 @@ class Plugin:
     async def member(self, agent: Agent) -> AsyncIterator[Follower]:
         """While the node is a member. Nothing is kept of a cluster that the node has left (`forget`)."""
         keeper = Keeper(agent, self._book, self._wall_ms)
-        self._driver = Driver(keeper, self._create_network, self._remove_network)
-        self.follower = Follower(keeper, self._engine, self._create_network)
+        self._driver = Driver(keeper)
+        self.follower = Follower(keeper, self._engine)
         self._ready.set()
         try:
             yield self.follower
@@ -122,16 +116,3 @@ class Plugin:
                 return {}  # of a cluster that this node has left
             raise DriverError('this node is in no cluster: start one with "mesh init", or enter one with "mesh join"')
         return await driver.call(method, body)
-
-    async def _create_network(self, spec: NetworkSpec) -> None:
-        await self._change("CreateNetwork", pb.CreateRequest(spec=msgspec.msgpack.encode(spec)))
-
-    async def _remove_network(self, network_id: str) -> None:
-        await self._change("Remove", pb.RemoveRequest(kind="network", reference=network_id))
-
-    async def _change(self, call: str, request: Any) -> None:
-        try:
-            async with grpc.aio.insecure_channel(f"unix:{self._control}") as channel:
-                await getattr(ControlStub(channel), call)(request, timeout=CONTROL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise DriverError(error.details() or error.code().name) from error

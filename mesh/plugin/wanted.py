@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
+from control.assignment import NetworkWish
 from control.model import Network
 from mesh.executor.docker.plan import TASK_LABEL
+from mesh.plugin.labels import name_of
 
 NETWORK_LABEL = "com.meshd.network"
 DRIVER = "mesh"
@@ -30,8 +34,7 @@ class Nets:
 
     create: tuple[Network, ...] = ()  # in the engine
     remove: tuple[str, ...] = ()  # from the engine, by its id
-    adopt: tuple[tuple[str, str, str, bool], ...] = ()  # into the cluster: (engine's id, name, subnet, internal)
-    made: Mapping[str, str] | None = None  # engine's id -> cluster's, of those made in the engine
+    wishes: Mapping[str, NetworkWish] = field(default_factory=dict)  # those made in the engine, by its id
     clashes: tuple[str, ...] = ()  # sentences
 
 
@@ -58,17 +61,17 @@ def boxes(listed: Iterable[Mapping[str, Any]]) -> list[Box]:
 def nets(
     catalogue: Iterable[Network],
     listed: Iterable[Mapping[str, Any]],
-    own: Mapping[str, str],
-    made: Mapping[str, str],
+    own: Mapping[str, NetworkWish],
     *,
     complete: bool,
 ) -> Nets:
-    """`own`, `made`: as in the book. `complete`: the catalogue is what the managers say, and no old copy."""
+    """`own`: those made in the engine, as in the book. `complete`: the catalogue is the managers', and no old copy."""
     known = {network.id: network for network in catalogue}
     by_subnet = {network.subnet: network for network in known.values()}
     present: dict[str, str] = {}
     names: dict[str, str] = {}
-    remove, adopt, ours = [], [], {k: v for k, v in made.items() if k in own}
+    remove: list[str] = []
+    wishes = dict(own)
     for net in listed:
         id_, subnet = str(net["Id"]), _subnet(net)
         names[str(net["Name"]).lower()] = str(net.get("Driver"))
@@ -78,11 +81,11 @@ def nets(
         if network is not None:
             present[network.id] = id_
             if id_ in own:
-                ours[id_] = network.id
-        elif complete and (id_ in made or (id_ not in own and NETWORK_LABEL in (net.get("Labels") or {}))):
+                wishes[id_] = replace(own[id_], made=True)
+        elif complete and (own[id_].made if id_ in own else NETWORK_LABEL in (net.get("Labels") or {})):
             remove.append(id_)
-        elif complete and id_ in own:
-            adopt.append((id_, str(net["Name"]), subnet, bool(net.get("Internal"))))
+        elif id_ in own and not own[id_].name:
+            wishes[id_] = replace(own[id_], name=name_of(str(net["Name"])))
     create, clashes = [], []
     for network in known.values():
         if network.id in present:
@@ -95,7 +98,7 @@ def nets(
                 f'network "{network.spec.name}" of the cluster is not in Docker here: its name is that of a network'
                 f' with driver "{driver}"'
             )
-    return Nets(tuple(create), tuple(remove), tuple(adopt), ours, tuple(clashes))
+    return Nets(tuple(create), tuple(remove), wishes, tuple(clashes))
 
 
 def network_body(network: Network) -> dict[str, Any]:
