@@ -176,3 +176,33 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
             assert "is in etcd" in said.stderr
     finally:
         lab.down()
+
+
+@pytest.mark.timeout(150)
+def test_all_machines_get_other_addresses() -> None:
+    """Who a manager is, is its id; where they may be found is a hint in the configuration."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lab = Lab(f"moved{os.getpid()}")
+    new = {f"h{number}": f"10.66.0.2{number}" for number in (1, 2, 3)}
+    hints = ",".join(f"{address}:7377" for address in new.values())
+    try:
+        lab.up(3, Daemon((*MESHD.command, "--managers", hints), MESHD.socket))
+        cluster = managed(lab, managers=2)
+        for host in cluster.hosts:
+            lab.stop_daemon(host)
+            move = f"ip address del {lab.address(host)}/24 dev eth0 && ip address add {new[host]}/24 dev eth0"
+            done = lab.exec(host, ["sh", "-c", f"{move} && ip route replace default via 10.66.0.1"])
+            assert done.returncode == 0, done.stderr
+        for host in cluster.hosts:
+            lab.start_daemon(host)
+        cluster.until("a manager leads", lambda: leader(cluster, "h1") != "")
+        cluster.until("all are ready", cluster.ready)
+        cluster.until(
+            "all are known by their new addresses",
+            lambda: dict(cluster.rows("{{.Hostname}}|{{.Address}}", "node", "ls")) == new,
+        )
+        assert {str(row["Address"]) for row in rows(cluster)} == {f"{new[h]}:7377" for h in ("h1", "h2")}
+        cluster.mesh("network", "create", "more", host="h2")
+    finally:
+        lab.down()
