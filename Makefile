@@ -6,11 +6,11 @@ APT_PACKAGES := python3 python3-venv nftables iproute2 util-linux iputils-ping d
 
 # What the tests compare with or run inside, besides: real Serf, etcd, Docker, other resolvers, a kernel with IPVS.
 APT_TEST_PACKAGES := serf etcd-server etcd-client openssl musl-tools mount dnsperf iperf3 docker.io \
-	qemu-system-x86 kmod cpio ipvsadm
+	qemu-system-x86 kmod cpio ipvsadm wireguard-go
 
 PREFIX := /opt/meshd
 
-.PHONY: demo test test-vm check proto lock install clean
+.PHONY: demo test test-vm sim check proto lock install clean
 
 $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \
@@ -35,6 +35,10 @@ test: $(VENV)/.tools ## all tests, those on the real kernel and on a kernel with
 
 test-vm: $(VENV)/.tools ## the data plane on a kernel with IPVS, in a virtual machine
 	$(PY) tests/vm/run.py
+
+SEEDS ?= 1-2000
+sim: $(VENV)/.ready ## whole clusters of managers in virtual time: make sim SEEDS=1-200000
+	$(PY) tests/sim/raft/run.py --seeds $(SEEDS)
 
 check: $(VENV)/.ready ## lint, types, layers, generated code
 	$(VENV)/bin/ruff check .
