@@ -72,7 +72,7 @@ from control.store.journal import Journal, Recovered
 from control.store.record import SnapshotMeta
 from control.store.sealing import KeyRing
 from control.store.segments import SEGMENT_BYTES
-from control.store.state import State, encode_commit
+from control.store.state import Ledger, encode_commit
 from control.transport.seam import Identity, Tls
 from control.transport.service import Transport
 from control.transport.spool import Spool
@@ -159,12 +159,11 @@ class RaftBackend:
         self._message = found.message
         if found.cut_bytes:
             self._message = f"{found.cut_bytes} bytes of a write that a crash interrupted were cut from the log"
-        state = engine.pipeline.state
-        return Image(state.version, state.rows.values())
+        return Image(engine.pipeline.ledger.version, engine.pipeline.ledger.freeze().rows.values())
 
     async def _revive(self, journal: Journal, found: Recovered) -> Engine:
         """The state of the newest snapshot, and a core with the log."""
-        state, size = await asyncio.to_thread(_state_of, journal, found.snapshot, self._disk.path("."))
+        ledger, size = await asyncio.to_thread(_ledger_of, journal, found.snapshot, self._disk.path("."))
         log, snapshot = found.log, found.snapshot
         restored = Restored(
             log.hard_state,
@@ -181,7 +180,7 @@ class RaftBackend:
                 f"the store in {self._disk.path('.')} is damaged: {error}; remove this manager and join it anew,"
                 " or restore a backup with meshd restore"
             ) from error
-        pipeline = Pipeline(state)
+        pipeline = Pipeline(ledger)
         snapshots = Snapshots(core, journal, pipeline, self._log_limit_bytes, self._keep_entries)
         snapshots.loaded(size)
         self._peers = Peers(self._node_id, self._seat.peers)
@@ -207,7 +206,7 @@ class RaftBackend:
         engine = self._engine
         assert engine is not None
         assert self._peers is not None
-        assert after == engine.pipeline.state.version, "a store watches from what it has loaded"
+        assert after == engine.pipeline.ledger.version, "a store watches from what it has loaded"
         if self._network is not None and engine.error is None:
             network = self._network
             self._transport = Transport(
@@ -289,7 +288,7 @@ class RaftBackend:
         while True:
             engine = self._open_engine()
             if await engine.read() is not None:
-                return engine.pipeline.state.version
+                return engine.pipeline.ledger.version
             leader = self._open_engine().core.status().soft.leader
             if loop.time() >= end_s:
                 if leader:
@@ -432,9 +431,9 @@ class RaftBackend:
             role = "closed"
         if engine is None:
             return Status(role, 0, 0, "", size, str(self._error or ""))
-        state, soft = engine.pipeline.state, engine.core.status().soft
+        ledger, soft = engine.pipeline.ledger, engine.core.status().soft
         message = engine.full or engine.low or engine.message or engine.snapshots.message or self._message
-        return Status(role, soft.term, state.version, node_of(soft.leader), size, message, digest=state.digest)
+        return Status(role, soft.term, ledger.version, node_of(soft.leader), size, message, digest=ledger.digest)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -475,7 +474,7 @@ def _settle(closing: asyncio.Future[None], done: asyncio.Task[None]) -> None:
         closing.set_result(None)
 
 
-def _state_of(journal: Journal, meta: SnapshotMeta | None, path: str) -> tuple[State, int]:
+def _ledger_of(journal: Journal, meta: SnapshotMeta | None, path: str) -> tuple[Ledger, int]:
     """The state in a snapshot, and how large that is. Raises Damaged. Blocks."""
     size = 0
 
@@ -486,7 +485,7 @@ def _state_of(journal: Journal, meta: SnapshotMeta | None, path: str) -> tuple[S
             yield chunk
 
     try:
-        return (State.of(measured(meta)) if meta is not None else State()), size
+        return (Ledger.of(measured(meta)) if meta is not None else Ledger()), size
     except Damaged as error:
         raise Damaged(f"the store in {path} is damaged: {error}; restore a backup with meshd restore") from error
 

@@ -30,7 +30,7 @@ from control.store.backend import Committed, Deliver, Delivery, Failed, Followin
 from control.store.errors import BackendFailed, OutcomeUnknown, Removed, StoreError
 from control.store.journal import DiskLow, DiskRecovered, Event, Journal, JournalFailed
 from control.store.record import Entry
-from control.store.state import State
+from control.store.state import FrozenRows, Ledger
 from control.transport.service import Transport
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False  # a turn is on its way
         self._ticks = 0
-        self._arrived: tuple[InstallSnapshot, State] | None = None
+        self._arrived: tuple[InstallSnapshot, Ledger] | None = None
         self._cut_off_error: StoreError | None = None
         self._stopped = False
         journal.listen(self._heard)
@@ -240,20 +240,21 @@ class Engine:
         self._tell(Committed(proposal.version, proposal.changes))
         if future is not None and not future.done():
             future.set_result(None)
-        state = self.pipeline.state
-        if self._digests.due(state.version):
-            self._say_differs(self._digests.take(state.version, state.digest))
+        ledger = self.pipeline.ledger
+        if self._digests.due(ledger.version):
+            self._say_differs(self._digests.take(ledger.version, ledger.digest))
             if self.leading:
-                self._send_digest(state)
+                self._send_digest(ledger)
 
-    def _install(self, ready: Ready) -> State:
+    def _install(self, ready: Ready) -> FrozenRows:
         """The state of a snapshot takes the place of this manager's."""
         assert self._arrived is not None
-        message, state = self._arrived
+        message, ledger = self._arrived
         assert message.snapshot == ready.snapshot, "the core knows of it because it has come"
         if self.leading:
             self._deposed(ready.soft_state)
-        self.pipeline.replace(state)
+        self.pipeline.replace(ledger)
+        state = ledger.freeze()
         self.snapshots.replaced()
         self._tell(Replaced(Image(state.version, state.rows.values())))
         self.reconnect()
@@ -345,12 +346,12 @@ class Engine:
         """See Handler."""
         self.snapshots.receive(message, snapshot, self._unpacked)
 
-    def _unpacked(self, message: InstallSnapshot, state: State) -> None:
+    def _unpacked(self, message: InstallSnapshot, ledger: Ledger) -> None:
         """Now the core may hear of it. If it does not want it, because it has more, nobody does."""
         if self._stopped:
             return
         with self.inside():
-            self._arrived = message, state
+            self._arrived = message, ledger
             self.core.step(message)
             ready = self.core.ready()
             if ready is not None:
@@ -388,11 +389,11 @@ class Engine:
             if self._peers.told(message.addresses, connected):
                 self.reconnect()
 
-    def _send_digest(self, state: State) -> None:
+    def _send_digest(self, ledger: Ledger) -> None:
         status = self.core.status()
         for member in status.configuration.members:
             if member.id != status.id:
-                self._send(Comparison(status.id, member.id, status.soft.term, state.version, state.digest))
+                self._send(Comparison(status.id, member.id, status.soft.term, ledger.version, ledger.digest))
 
     def _say_differs(self, version: int | None) -> None:
         """Not the end: it would take all followers of a leader that is wrong. People have to look."""

@@ -1,7 +1,7 @@
 """The state machine of a manager, and the commits that its own store has under way on top of it.
 
-`state` is what the agreement has made; `staged` has on top, in order, what this manager proposed while it leads. An
-entry that is agreed on is either the first of these, then its state is there already, or somebody else's.
+`ledger` is what the agreement has made; what this manager proposed on top of it while it leads waits in a queue, and of
+the rows that it changes only the versions are known, to check the next one against.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from control.quorum.seat import applied
 from control.store.backend import Proposal
 from control.store.errors import Refused, StoreError
 from control.store.record import Entry
-from control.store.state import State, decode_commit
+from control.store.state import Ledger, decode_commit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,29 +23,44 @@ class Queued:
     index: int
     term: int
     proposal: Proposal
-    state: State  # after it
     future: asyncio.Future[None]
 
 
 class Pipeline:
     """See the module. Bounded by what the core lets be proposed."""
 
-    def __init__(self, state: State) -> None:
-        self.state = self._staged = state
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
         self._queue: deque[Queued] = deque()
+        self._tip = ledger.version  # of the last commit under way
+        # The last commit under way that changes a row, and the row's version after it (0: there is none).
+        self._staged: dict[tuple[str, str], tuple[int, int]] = {}
 
     def why_not(self, proposal: Proposal) -> Refused | None:
         """Whether it goes on top of what is under way."""
-        if proposal.version != self._staged.version + 1:
+        if proposal.version != self._tip + 1:
             return Refused("a commit before this one failed: try again")
-        if (misfit := self._staged.misfit(proposal)) is not None:
-            return Refused(f"{misfit.kind} {misfit.id} is not at version {misfit.expected}: try again")
+        for change in proposal.changes:
+            key = (change.kind, change.id)
+            staged = self._staged.get(key)
+            if staged is not None:
+                version = staged[1]
+            else:
+                row = self.ledger.rows.get(key)
+                version = row.version if row is not None else 0
+            if version != change.expected:
+                return Refused(f"{change.kind} {change.id} is not at version {change.expected}: try again")
+        if len({(change.kind, change.id) for change in proposal.changes}) < len(proposal.changes):
+            return Refused("a commit changes the same object twice")
         return None
 
     def put(self, index: int, term: int, proposal: Proposal, future: asyncio.Future[None]) -> None:
         """It was proposed."""
-        self._staged = self._staged.apply(proposal)
-        self._queue.append(Queued(index, term, proposal, self._staged, future))
+        self._tip = proposal.version
+        for change in proposal.changes:
+            after = proposal.version if change.blob is not None else 0
+            self._staged[change.kind, change.id] = proposal.version, after
+        self._queue.append(Queued(index, term, proposal, future))
 
     def owns(self, entry: Entry) -> bool:
         """Whether it is the next of those under way."""
@@ -54,26 +68,31 @@ class Pipeline:
 
     def apply(self, entry: Entry) -> tuple[Proposal, asyncio.Future[None] | None]:
         """A commit is agreed on: it, and whom to tell if it is this manager's. Raises Damaged."""
-        if self.owns(entry):
-            queued = self._queue.popleft()
-            self.state = queued.state
-            return queued.proposal, queued.future
-        proposal = decode_commit(entry.data)
-        self.state = applied(self.state, proposal)
-        if not self._queue:
-            self._staged = self.state
-        return proposal, None
+        if not self.owns(entry):
+            proposal = decode_commit(entry.data)
+            self.ledger.apply(proposal)
+            if not self._queue:
+                self._tip = self.ledger.version
+            return proposal, None
+        queued = self._queue.popleft()
+        self.ledger.apply(queued.proposal)
+        for change in queued.proposal.changes:
+            key = (change.kind, change.id)
+            if self._staged[key][0] == queued.proposal.version:
+                del self._staged[key]
+        return queued.proposal, queued.future
 
-    def replace(self, state: State) -> None:
+    def replace(self, ledger: Ledger) -> None:
         """Another manager's snapshot. Nothing is under way: it comes to followers."""
         assert not self._queue
-        self.state = self._staged = state
+        self.ledger, self._tip = ledger, ledger.version
 
     def cut_off(self) -> list[Queued]:
         """Forget what is under way, and give it to be failed; whether it comes to pass is open."""
         cut = list(self._queue)
         self._queue.clear()
-        self._staged = self.state
+        self._staged.clear()
+        self._tip = self.ledger.version
         return cut
 
     def fail(self, error: StoreError) -> None:

@@ -22,7 +22,7 @@ from control.raft.messages import HEAD_BYTES, Head, InstallSnapshot, Message
 from control.store.errors import Damaged
 from control.store.record import SnapshotMeta
 from control.store.snapshots import CHUNK_MAX_BYTES
-from control.store.state import State
+from control.store.state import Ledger
 from control.transport.codec import StructCodec
 
 KEY_BYTES = 32
@@ -125,9 +125,9 @@ class Parcel:
         return taken
 
 
-def unpack(path: Path, shipment: Shipment) -> State:
+def unpack(path: Path, shipment: Shipment) -> Ledger:
     """The state in a file that has come whole. Blocks. Raises Damaged."""
-    return State.of(_chunks_of(path, shipment.key))
+    return Ledger.of(_chunks_of(path, shipment.key))
 
 
 def _chunks_of(path: Path, key: bytes) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from control.raft.messages import InstallSnapshot, entries_bytes
 from control.store.errors import Damaged, Refused, StoreError
 from control.store.journal import Journal
 from control.store.record import Entry, SnapshotMeta
-from control.store.state import State
+from control.store.state import Ledger
 from control.transport.service import Transport
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Snapshots:
         if self._saving or self._stopped or (newest is not None and newest.index >= meta.index):
             return
         self._saving = True
-        log_bytes, state, size = self._log_bytes, self._pipeline.state, 0
+        log_bytes, state, size = self._log_bytes, self._pipeline.ledger.freeze(), 0
 
         def measured() -> Iterator[bytes]:
             nonlocal size
@@ -155,13 +155,13 @@ class Snapshots:
 
     # --- received -----------------------------------------------------------------------------------------------------
 
-    def receive(self, message: Wire, path: Path, then: Callable[[InstallSnapshot, State], None]) -> None:
+    def receive(self, message: Wire, path: Path, then: Callable[[InstallSnapshot, Ledger], None]) -> None:
         """A file has come whole: unpack it in a thread, and remove it."""
         if not isinstance(message, Shipment) or not is_key(message.key):
             path.unlink(missing_ok=True)
             return
 
-        def unpacked(done: asyncio.Future[State]) -> None:
+        def unpacked(done: asyncio.Future[Ledger]) -> None:
             error = done.exception()
             if error is None:
                 then(message.install(), done.result())
@@ -173,7 +173,7 @@ class Snapshots:
         asyncio.get_running_loop().run_in_executor(None, _take, path, message).add_done_callback(unpacked)
 
 
-def _take(path: Path, shipment: Shipment) -> State:
+def _take(path: Path, shipment: Shipment) -> Ledger:
     try:
         return unpack(path, shipment)
     finally:

@@ -20,7 +20,7 @@ from control.raft.ready import Ready
 from control.store.errors import Refused, StoreClosed, StoreError
 from control.store.journal import Journal
 from control.store.record import HardState
-from control.store.state import State
+from control.store.state import FrozenRows
 
 RETRY_S = 0.25  # of a write for which there was no space
 # Handed to the disk and not durable: above that no appends of others are read, until half of it is done. Well above
@@ -31,7 +31,7 @@ HOLD_BYTES = 16 * 1024 * 1024
 @dataclass(slots=True, eq=False)
 class _Write:
     ready: Ready
-    state: State | None  # of its snapshot
+    state: FrozenRows | None  # of its snapshot
     size_bytes: int
     done: bool = False
 
@@ -58,7 +58,7 @@ class Writes:
         """Whether a write waits for space."""
         return bool(self.message)
 
-    def put(self, ready: Ready, state: State | None = None) -> None:
+    def put(self, ready: Ready, state: FrozenRows | None = None) -> None:
         """Write what a Ready with `to_disk` asks for; `state` is that of its snapshot. Then call `settle`."""
         size = entries_bytes(ready.entries)
         self._queue.append(_Write(ready, state, size))

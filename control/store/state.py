@@ -8,7 +8,7 @@ written by which commit is in it: `version` is one of the things hashed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -111,17 +111,7 @@ class State:
 
     def chunks(self) -> Iterator[bytes]:
         """The state as the chunks of a snapshot. May be drawn in another thread, and over any time."""
-        yield _encoder.encode(_Begin(self.version, len(self.rows), self.total.to_bytes(DIGEST_BYTES, "big")))
-        values = iter(self.rows.values())
-        while part := list(islice(values, CHUNK_ROWS)):
-            size, start = 0, 0
-            for i, row in enumerate(part):
-                size += len(row.blob)
-                if size > CHUNK_BYTES:
-                    yield _encoder.encode(_Rows(tuple(part[start : i + 1])))
-                    size, start = 0, i + 1
-            if start < len(part):
-                yield _encoder.encode(_Rows(tuple(part[start:])))
+        return chunks_of(self.version, self.rows.values(), self.total)
 
     @staticmethod
     def of_rows(version: int, rows: Iterable[Row]) -> State:
@@ -137,27 +127,111 @@ class State:
     def of(chunks: Iterable[bytes]) -> State:
         """Inverse of `chunks`. Raises Damaged."""
         editor = RowMap().edit()
-        begin: _Begin | None = None
-        total = count = 0
-        for data in chunks:
-            try:
-                chunk = _chunk_decoder.decode(data)
-            except UNREADABLE as error:
-                raise Damaged(f"a snapshot cannot be read by this version of meshd: {error}") from error
-            match chunk:
-                case _Begin() if begin is None:
-                    begin = chunk
-                case _Rows(rows) if begin is not None:
-                    for row in rows:
-                        editor.set((row.kind, row.id), row)
-                        total += row_hash(row)
-                    count += len(rows)
-                case _:
-                    raise Damaged("a snapshot has something that does not belong there")
-        total %= _MODULUS
-        if begin is None or count != begin.count or total.to_bytes(DIGEST_BYTES, "big") != begin.digest:
-            raise Damaged("the rows of a snapshot are not those that it was made of")
-        return State(begin.version, editor.done(), total)
+        version, total = read_rows(chunks, lambda row: editor.set((row.kind, row.id), row))
+        return State(version, editor.done(), total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenRows:
+    """A state that is not changed any more, in no order."""
+
+    version: int
+    rows: dict[tuple[str, str], Row]
+    total: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """As of `State`."""
+        return chunks_of(self.version, self.rows.values(), self.total)
+
+
+class Ledger:
+    """The same state machine, changed in place: a commit of one change costs a quarter of what it does to a `State`
+    of 100,000 rows. To be read while it goes on it is copied (4 ms for so many): `freeze`."""
+
+    __slots__ = ("rows", "total", "version")
+
+    def __init__(self, version: int = 0, rows: dict[tuple[str, str], Row] | None = None, total: int = 0) -> None:
+        self.version, self.total = version, total
+        self.rows: dict[tuple[str, str], Row] = {} if rows is None else rows
+
+    @property
+    def digest(self) -> str:
+        """As of `State`."""
+        return f"{self.version}:{self.total:032x}"
+
+    def apply(self, commit: Proposal) -> None:
+        """Make a commit that was agreed on. Raises Damaged if it was not made for this state; that is the end of it."""
+        if commit.version != self.version + 1:
+            raise Damaged(f"commit {commit.version} does not go on top of commit {self.version}")
+        rows, total = self.rows, self.total
+        for change in commit.changes:
+            key = (change.kind, change.id)
+            before = rows.get(key)
+            if (before.version if before is not None else 0) != change.expected:
+                raise Damaged(f"commit {commit.version} was not made for the {change.kind} {change.id} that is here")
+            if before is not None:
+                total -= row_hash(before)
+            if change.blob is None:
+                rows.pop(key, None)
+            else:
+                row = rows[key] = Row(change.kind, change.id, commit.version, change.blob)
+                total += row_hash(row)
+        self.version, self.total = commit.version, total % _MODULUS
+
+    def freeze(self) -> FrozenRows:
+        """What it is now."""
+        return FrozenRows(self.version, self.rows.copy(), self.total)
+
+    @staticmethod
+    def of(chunks: Iterable[bytes]) -> Ledger:
+        """Of a snapshot. Raises Damaged."""
+        rows: dict[tuple[str, str], Row] = {}
+
+        def take(row: Row) -> None:
+            rows[row.kind, row.id] = row
+
+        version, total = read_rows(chunks, take)
+        return Ledger(version, rows, total)
+
+
+def chunks_of(version: int, rows: Collection[Row], total: int) -> Iterator[bytes]:
+    """A state as the chunks of a snapshot."""
+    yield _encoder.encode(_Begin(version, len(rows), total.to_bytes(DIGEST_BYTES, "big")))
+    values = iter(rows)
+    while part := list(islice(values, CHUNK_ROWS)):
+        size, start = 0, 0
+        for i, row in enumerate(part):
+            size += len(row.blob)
+            if size > CHUNK_BYTES:
+                yield _encoder.encode(_Rows(tuple(part[start : i + 1])))
+                size, start = 0, i + 1
+        if start < len(part):
+            yield _encoder.encode(_Rows(tuple(part[start:])))
+
+
+def read_rows(chunks: Iterable[bytes], take: Callable[[Row], None]) -> tuple[int, int]:
+    """Inverse of `chunks_of`: the version and the total; each row goes to `take`. Raises Damaged."""
+    begin: _Begin | None = None
+    total = count = 0
+    for data in chunks:
+        try:
+            chunk = _chunk_decoder.decode(data)
+        except UNREADABLE as error:
+            raise Damaged(f"a snapshot cannot be read by this version of meshd: {error}") from error
+        match chunk:
+            case _Begin() if begin is None:
+                begin = chunk
+            case _Rows(rows) if begin is not None:
+                for row in rows:
+                    take(row)
+                    total += row_hash(row)
+                count += len(rows)
+            case _:
+                raise Damaged("a snapshot has something that does not belong there")
+    total %= _MODULUS
+    if begin is None or count != begin.count or total.to_bytes(DIGEST_BYTES, "big") != begin.digest:
+        raise Damaged("the rows of a snapshot are not those that it was made of")
+    return begin.version, total
 
 
 def row_hash(row: Row) -> int:

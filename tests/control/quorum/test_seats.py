@@ -63,8 +63,8 @@ async def test_a_restored_backup_becomes_a_cluster_of_one(lab, tmp_path):
     a = await lab.first()
     for i in range(3):
         await a.commit(put(f"{i}"))
-    state = lab.backends["a"]._engine.pipeline.state
-    write_snapshot(RealDisk(tmp_path), "c1", PlainRing(), SnapshotMeta(3, 2), state.chunks(), "backup")
+    state = lab.backends["a"]._engine.pipeline.ledger
+    write_snapshot(RealDisk(tmp_path), "c1", PlainRing(), SnapshotMeta(3, 2), state.freeze().chunks(), "backup")
     backup = read_backup(tmp_path / "backup")
     await lab.in_thread(restore, backup, lab.path("b"), segment_bytes=SEGMENT_BYTES)
     b = await lab.start("b")
