@@ -10,27 +10,35 @@ know. Other managers become managers of this cluster when they come back. Everyt
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from control.ca.disk import CredentialsError
+from control.ca.root import SERIAL_BYTES
 from control.home import DiskHome, HomeError, home_of
 from control.ids import IdSource
 from control.model import Node
 from control.quorum.seat import recover
+from control.server.certificates import certify
+from control.server.refusal import Refusal
 from control.store.backup import Backup, read_backup, restore
 from control.store.errors import StoreError
 from control.store.rows import decode, row_of
 from control.store.state import State
+from control.store.tables import Snapshot
 from control.token import secret_digest
 from mesh import machine
 from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.identity import Identity, IdentityError
+from mesh.daemon.papers import Papers
 
 COMMANDS = ("restore", "recover")
 
@@ -78,7 +86,7 @@ def run(parsed: argparse.Namespace, config: Config) -> list[str]:
         if parsed.command == "restore":
             return _restore(parsed.file, parsed.node, identity, config)
         return _recover(identity, home, config)
-    except (HomeError, IdentityError, StoreError, machine.AddressError) as error:
+    except (CredentialsError, HomeError, IdentityError, Refusal, StoreError, machine.AddressError) as error:
         raise OfflineError(str(error)) from error
     except OSError as error:
         raise OfflineError(f"cannot write below {config.state_dir}: {error.strerror}") from error
@@ -109,6 +117,9 @@ def _recover(identity: Identity | None, home: DiskHome, config: Config) -> list[
 
 
 def _restore(file: Path, name: str, identity: Identity | None, config: Config) -> list[str]:
+    directory = Path(config.state_dir) / "manager"
+    if directory.exists():
+        raise OfflineError(f"{directory} exists: move it away before restoring a backup there")
     backup = read_backup(file)
     if identity is not None and identity.cluster_id != backup.cluster_id:
         raise OfflineError(
@@ -124,13 +135,15 @@ def _restore(file: Path, name: str, identity: Identity | None, config: Config) -
     )
     own = msgspec.structs.replace(
         node,
+        key_digest="",  # of this machine, which may be another than the node's before
         spec=msgspec.structs.replace(node.spec, role="manager"),
         secret_digest=secret_digest(secret),
         control_address=f"{address}:{port}",
     )
+    own = _certified(own, backup, Path(config.state_dir))
     rows = (row_of(own) if (row.kind, row.id) == ("node", own.id) else row for row in backup.state.rows.values())
     state = State.of_rows(backup.state.version, rows)
-    restore(replace(backup, state=state), Path(config.state_dir) / "manager")
+    restore(replace(backup, state=state), directory)
     identities.save(
         Path(config.state_dir),
         Identity(
@@ -145,6 +158,17 @@ def _restore(file: Path, name: str, identity: Identity | None, config: Config) -
         ),
     )
     return _said(file, backup, own, nodes)
+
+
+def _certified(own: Node, backup: Backup, state_dir: Path) -> Node:
+    """Give this machine a certificate of the cluster, whose authority is in the backup."""
+    papers = Papers(state_dir, lambda: time.time_ns() // 1_000_000)
+    objects = (decode(row.kind, row.blob) for row in backup.state.rows.values())
+    snapshot = Snapshot.of(objects, backup.state.version)
+    csr = asyncio.run(papers.request())
+    issued = certify(snapshot, own, csr, time.time_ns() / 1e9, secrets.token_bytes(SERIAL_BYTES))
+    asyncio.run(papers.keep(issued.chain, issued.roots))
+    return issued.node
 
 
 def _nodes(backup: Backup) -> dict[str, Node]:
