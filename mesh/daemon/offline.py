@@ -118,14 +118,14 @@ def _recover(identity: Identity | None, home: DiskHome, config: Config) -> list[
 
 def _restore(file: Path, name: str, identity: Identity | None, config: Config) -> list[str]:
     directory = Path(config.state_dir) / "manager"
-    if directory.exists():
-        raise OfflineError(f"{directory} exists: move it away before restoring a backup there")
     backup = read_backup(file)
     if identity is not None and identity.cluster_id != backup.cluster_id:
         raise OfflineError(
             f"this machine is in cluster {identity.cluster_id}, and {file} is of {backup.cluster_id}: "
             f"move {config.state_dir} away first"
         )
+    if directory.exists():
+        raise OfflineError(f"{directory} exists: move it away before restoring a backup there")
     nodes = _nodes(backup)
     node = _which(nodes, name or config.node_name, identity)
     secret = identity.secret if identity is not None else IdSource(random.SystemRandom())()
