@@ -78,7 +78,8 @@ def test_docker_run_joins_the_network_and_is_found_from_everywhere(cluster: Clus
     run(cluster, "h1", "front", "web", *SERVE, options=("-p", "8081:80", "--hostname", "front"))
     run(cluster, "h2", "caller", "web", "sleep", "1000")
     # By the container's name from another host, from the moment on that it runs.
-    assert answered(cluster, "h2", "caller", "http://front/") == {"front"}
+    assert "10." in docker(cluster, "h2", "exec", "caller", "nslookup", "front")
+    cluster.until("it serves", lambda: answered(cluster, "h2", "caller", "http://front/") == {"front"})
     assert answered(cluster, "h2", "caller", "http://front.web.mesh/") == {"front"}
     assert "host=front" in cluster.outside("curl", "-sS", "-m", "3", f"http://{cluster.lab.address('h1')}:8081/").stdout
     assert "published already" in refused(
@@ -163,7 +164,7 @@ def test_networks_are_the_same_in_docker_and_in_the_cluster(cluster: Cluster) ->
 def test_it_outlives_restarts_of_either_side_and_starts_without_managers(cluster: Cluster) -> None:
     run(cluster, "h1", "caller", "web", "sleep", "1000")
     run(cluster, "h2", "stays", "web", *SERVE, options=("--hostname", "stays", "--restart", "always"))
-    assert answered(cluster, "h1", "caller", "http://stays/") == {"stays"}
+    cluster.until("it serves", lambda: answered(cluster, "h1", "caller", "http://stays/") == {"stays"})
     cluster.lab.kill_daemon("h2")
     cluster.lab.start_daemon("h2")
     cluster.until("it is found", lambda: answered(cluster, "h1", "caller", "http://stays/") == {"stays"})
@@ -175,7 +176,7 @@ def test_it_outlives_restarts_of_either_side_and_starts_without_managers(cluster
     cluster.lab.kill_daemon("h1")
     run(cluster, "h2", "alone", "web", *SERVE, options=("--hostname", "alone"))
     run(cluster, "h2", "asks", "web", "sleep", "1000")
-    assert answered(cluster, "h2", "asks", "http://alone/") == {"alone"}
+    cluster.until("it serves", lambda: answered(cluster, "h2", "asks", "http://alone/") == {"alone"})
     cluster.lab.start_daemon("h1")
     cluster.until("a manager is back", cluster.ready)
     cluster.until("it is known", lambda: answered(cluster, "h1", "caller", "http://alone/") == {"alone"})
