@@ -22,6 +22,7 @@ class Lab:
         self.seen: dict[str, Seen] = {}
         self.disks: dict[str, FaultyDisk] = {}
         self.addresses: dict[str, str] = {}
+        self.tls_of = lambda node: None
 
     def path(self, node: str) -> Path:
         return self.directory / node
@@ -35,7 +36,7 @@ class Lab:
             self.path(node),
             "c1",
             node,
-            network=Network(sock, advertise=self.addresses[node]),
+            network=Network(sock, advertise=self.addresses[node], tls=self.tls_of(node)),
             peers=peers,
             rng=random.Random(node),
             disk=self.disks[node],

@@ -2,9 +2,11 @@ import asyncio
 
 import pytest
 
+from control.quorum.seat import enrol
 from control.store.backend import Failed
 from control.store.errors import ChangeRefused, NotLeader, OutcomeUnknown, Removed
 from tests.control.conformance.seen import names, outcome, put
+from tests.control.transport.certificates import authority
 
 
 async def test_a_newcomer_learns_and_is_promoted_by_itself(lab):
@@ -141,3 +143,23 @@ async def test_a_new_address_can_be_agreed_on(lab):
         return lab.backends["c"]._engine.core.status().configuration.of_node("b").address
 
     await lab.until(lambda: known() == "127.0.0.1:7")
+
+
+async def test_managers_with_certificates_let_in_nobody_else(lab, tmp_path):
+    """A snapshot goes the same way."""
+    tls_of = authority(tmp_path)
+    lab.tls_of = tls_of
+    options = {"log_limit_bytes": 2_000, "keep_entries": 5}
+    a = await lab.first(**options)
+    for i in range(100):
+        await a.commit(put(f"{i}", bytes(100)))
+    b = await lab.join("a", "b", **options)
+    await b.at(100)
+    assert b.rows == a.rows
+    lab.tls_of = lambda node: tls_of(node, "otherca")
+    seat = await lab.backends["a"].add_learner("c")
+    await enrol(lab.path("c"), "c1", seat)
+    c = await lab.start("c", peers=lab.addresses)
+    await lab.until(lambda: lab.backends["a"]._transport.counters.refused["TLS"] > 0)
+    assert await outcome(a.commit(put("x"))) == "done"
+    assert c.version == 0

@@ -3,6 +3,7 @@ import contextlib
 
 import pytest
 
+from tests.control.transport.certificates import authority
 from tests.control.transport.twins import Manager
 
 
@@ -88,3 +89,8 @@ async def middle():
     yield one
     for relay in made:
         await relay.stop()
+
+
+@pytest.fixture(scope="module")
+def tls_of(tmp_path_factory):
+    return authority(tmp_path_factory.mktemp("tls"))
