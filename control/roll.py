@@ -44,43 +44,43 @@ class Roll:
     """See the module. `electorate` is None where something else agrees (etcd): then there is nothing to keep."""
 
     def __init__(self, store: Store, electorate: Electorate | None, node_id: str) -> None:
-        self._store, self._electorate, self._node_id = store, electorate, node_id
+        self._store, self.electorate, self._node_id = store, electorate, node_id
 
     @property
     def votes(self) -> bool:
         """Whether the managers themselves agree, so that losing some matters."""
-        return self._electorate is not None
+        return self.electorate is not None
 
     def answering(self) -> frozenset[str]:
         """Node ids of managers that are heard by this one, which leads."""
-        status = self._electorate.quorum() if self._electorate is not None else None
+        status = self.electorate.quorum() if self.electorate is not None else None
         if status is None:
             return frozenset(member.node_id for member in self._store.members())
         return frozenset(m.node_id for m in status.members if m.node_id == self._node_id or m.silent_s < HEARD_S)
 
     def recoveries(self) -> int:
         """How often the cluster was recovered without its quorum."""
-        status = self._electorate.quorum() if self._electorate is not None else None
+        status = self.electorate.quorum() if self.electorate is not None else None
         return status.recoveries if status is not None else 0
 
     def meet(self, addresses: Mapping[str, str]) -> None:
         """See `Manager.meet`."""
-        if self._electorate is not None:
-            self._electorate.set_peers(addresses)
+        if self.electorate is not None:
+            self.electorate.set_peers(addresses)
 
     async def admit(self, node_id: str, address: str, *, enrolled: bool) -> Seat | None:
         """A manager listens at `address`; its seat, if it has none or that is worth nothing. Raises StoreError."""
-        if self._electorate is None:
+        if self.electorate is None:
             return None
-        status = self._electorate.quorum()
+        status = self.electorate.quorum()
         member = next((m for m in status.members if m.node_id == node_id), None) if status is not None else None
         if member is None or not (enrolled or member.voter):
-            return await self._electorate.add_learner(node_id, address)
+            return await self.electorate.add_learner(node_id, address)
         if not enrolled:  # it has lost its disk: its former self must go first
-            await self._electorate.remove(node_id)
-            return await self._electorate.add_learner(node_id, address)
+            await self.electorate.remove(node_id)
+            return await self.electorate.add_learner(node_id, address)
         if member.address != address:
-            await self._electorate.readdress(node_id, address)
+            await self.electorate.readdress(node_id, address)
         return None
 
     async def run(self, term: int) -> None:
@@ -103,15 +103,15 @@ class Roll:
 
     async def _tidy(self) -> float:
         """Take one out who is no manager; how long to wait then."""
-        leaving = self._leaving() if self._electorate is not None else ""
-        if not leaving or self._electorate is None:
+        leaving = self._leaving() if self.electorate is not None else ""
+        if not leaving or self.electorate is None:
             return LOOK_S
         try:
             if leaving == self._node_id:
                 log.info("hands the leadership over: this node is to be no manager any more")
-                await self._electorate.transfer()
+                await self.electorate.transfer()
             else:
-                await self._electorate.remove(leaving)
+                await self.electorate.remove(leaving)
                 log.info("took a manager out", extra={"node": leaving})
         except (Refused, OutcomeUnknown) as error:
             log.warning("cannot take a manager out yet", extra={"node": leaving, "reason": str(error)})
