@@ -125,6 +125,7 @@ class Node(Value, frozen=True, kw_only=True):
     control_address: str = ""  # managers: host:port of the API
     key_digest: str = ""  # SHA-256 of its public key: a node that was off for long shows by it that it is the same
     issuer: str = ""  # digest of the root (control.ca) that stands behind its certificate
+    believes: int = 1  # how many roots it was told of with that: more than one while the root is being changed
 
 
 # --- networks -----------------------------------------------------------------------------------------------------

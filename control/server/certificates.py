@@ -65,7 +65,9 @@ def certify(snapshot: Snapshot, node: Node, csr: bytes, now_s: float, random: by
         leaf = issue(signer, holder, key, now_s, random)
     except CaError as error:
         raise Refusal("INVALID_ARGUMENT", str(error)) from error
-    certified = msgspec.structs.replace(node, key_digest=found, issuer=signer.digest)
+    certified = msgspec.structs.replace(
+        node, key_digest=found, issuer=signer.digest, believes=len(rotation.believed(authority))
+    )
     return Issued(certified, chain_of(leaf_pem=pem(leaf), signer=signer), rotation.bundle(authority))
 
 

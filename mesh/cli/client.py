@@ -239,6 +239,17 @@ class Client:
         with self._failures():
             return self._control.RotateToken(pb.RotateTokenRequest(role=role), timeout=self._timeout_s).token
 
+    def authority(self) -> pb.AuthorityReply:
+        """The root, and how far a change of it is."""
+        with self._failures():
+            return self._control.GetAuthority(pb.GetAuthorityRequest(), timeout=self._timeout_s)
+
+    def rotate_authority(self, certificate: bytes, key: bytes) -> pb.AuthorityReply:
+        """Begin to change the root; both empty: to a new one."""
+        request = pb.RotateAuthorityRequest(certificate=certificate, key=key)
+        with self._failures():
+            return self._control.RotateAuthority(request, timeout=self._timeout_s)
+
     def backup(self) -> Iterator[bytes]:
         """The whole store as a file, in pieces."""
         with self._failures():
@@ -254,7 +265,8 @@ class Client:
                 probe.settimeout(CONNECT_TIMEOUT_S)
                 probe.connect(self._path)
         except PermissionError as error:
-            raise Failure(f"not allowed to use {self._path}: only root is", ExitCode.REFUSED) from error
+            sentence = f"not allowed to use {self._path}: only root and the group mesh are"
+            raise Failure(sentence, ExitCode.REFUSED) from error
         except OSError as error:
             raise Failure(f"cannot reach meshd at {self._path}: is it running?", ExitCode.UNAVAILABLE) from error
 

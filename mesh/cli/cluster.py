@@ -206,5 +206,7 @@ def _look(client: Client) -> Overview:
         cluster = client.get(Cluster, "")
         nodes, services, tasks = client.list(Node), client.list(Service), client.list(Task)
     except Failure as failure:
+        if failure.code is ExitCode.REFUSED:
+            return Overview(about)  # a worker may not ask for more
         return Overview(about, unreachable=str(failure))
     return Overview(about, cluster.spec.name, tuple(nodes), tuple(services), tuple(tasks), down_nodes(nodes))

@@ -23,6 +23,7 @@ ENTRIES = {
     "cluster": Entry("mesh.cli.settings:cluster_settings", "Settings of the whole cluster", CLUSTER),
     "token": Entry("mesh.cli.token:token", "Join tokens", CLUSTER),
     "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
+    "ca": Entry("mesh.cli.ca:ca", "The certificate authority of the cluster", CLUSTER),
     "quorum": Entry("mesh.cli.quorum:quorum", "The managers, and whether they can agree", CLUSTER),
     "backup": Entry("mesh.cli.backup:backup", "Write the state of the cluster to a file", CLUSTER),
     "node": Entry("mesh.cli.node:node", "Machines of the cluster", OBJECTS),

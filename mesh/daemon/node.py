@@ -93,7 +93,10 @@ class Node:
         if plugin is not None:
             plugin.expected = lambda: self.identity is not None
         self.state_dir = Path(config.state_dir)
-        self.papers = Papers(self.state_dir, wall_ms)
+        try:
+            self.papers = Papers(self.state_dir, wall_ms)
+        except CredentialsError as error:
+            raise IdentityError(str(error)) from error
         self.edge = Edge(self.papers.credentials)
         self.audit = AuditLog(self.state_dir / "audit.log", wall_ms)
         self.home = home_of(config.store, self.state_dir / "manager", config.quorum_listen, ManagersTls(self.papers))
@@ -147,7 +150,9 @@ class Node:
         log.info("balances", extra={"by": balancer, "why": doors.balancer.balancer_reason})
         described = await asyncio.to_thread(self._describe, identity.data_address)
         description = msgspec.structs.replace(described, balancer=balancer)
-        renewal = self._renewal = Renewal(self.papers, self.edge, self._own, self.manager_addresses, random.Random())
+        renewal = self._renewal = Renewal(
+            self.papers, self.edge, self._own, self.manager_addresses, self._is_connected, random.Random()
+        )
         managing = self._managing = Managing(
             self.home,
             self.edge,
@@ -324,6 +329,9 @@ class Node:
             repairs=int(agent.reconciler.repairs.value) if agent is not None else 0,
             error="; ".join(errors) or self._problem(agent),
         )
+
+    def _is_connected(self) -> bool:
+        return self._agent is not None and self._agent.session.connected
 
     def _problem(self, agent: Agent | None) -> str:
         said = agent.connection.error if agent is not None else ""

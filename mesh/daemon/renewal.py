@@ -29,8 +29,11 @@ from mesh.daemon.papers import Papers
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 25.0
-# Looked at this often even if nothing is due: clocks are set, machines sleep.
-LOOK_S = 60.0
+# Looked at this often even if nothing is due: clocks are set, machines sleep, managers are lost.
+LOOK_S = 2.0
+# A node without a session for so long may have a certificate that nobody believes any more: it tries to get another,
+# then more and more rarely, since most often it is the managers that are away.
+LOST_FIRST_S, LOST_MAX_S = 4.0, 120.0
 # Nodes that are asked at once to renew do so over this time.
 SPREAD_S = 3.0
 
@@ -44,8 +47,12 @@ class Renewal:
         edge: Edge,
         identity: Callable[[], Identity],
         managers: Callable[[], tuple[str, ...]],
+        connected: Callable[[], bool],
         random_source: random.Random,
     ) -> None:
+        self._connected = connected
+        self._lost_at: float | None = None
+        self._lost_wait_s = LOST_FIRST_S
         self._papers, self._edge, self._identity, self._managers = papers, edge, identity, managers
         self._random = random_source
         self._news = asyncio.Event()
@@ -72,7 +79,7 @@ class Renewal:
             due_s = self._papers.renew_in_s(fraction)
             if self._asked and self._fits(self._identity().role):
                 await asyncio.sleep(self._random.uniform(0, SPREAD_S))
-            if due_s <= 0 or self._asked or not self._fits(self._identity().role):
+            if due_s <= 0 or self._asked or not self._fits(self._identity().role) or self._is_lost():
                 if await self._renew():
                     attempts, fraction, self._asked = 0, self._random.random(), False
                     self._kept.set()
@@ -86,6 +93,18 @@ class Renewal:
             except TimeoutError:
                 pass
             self._news.clear()
+
+    def _is_lost(self) -> bool:
+        """Whether there has been no session for so long that another certificate should be tried."""
+        now_s = asyncio.get_running_loop().time()
+        if self._connected():
+            self._lost_at, self._lost_wait_s = None, LOST_FIRST_S
+        elif self._lost_at is None:
+            self._lost_at = now_s
+        elif now_s - self._lost_at >= self._lost_wait_s:
+            self._lost_at, self._lost_wait_s = now_s, min(2 * self._lost_wait_s, LOST_MAX_S)
+            return True
+        return False
 
     def _fits(self, role: str) -> bool:
         holder = self._papers.holder

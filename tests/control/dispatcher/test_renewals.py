@@ -34,8 +34,8 @@ def a_cluster() -> tuple[Snapshot, Snapshot, str]:
     return _Store(settled), _Store(changing), old.digest  # type: ignore[return-value]
 
 
-def a_node(issuer: str) -> Node:
-    return Node(id="n1", number=1, issuer=issuer)
+def a_node(issuer: str, believes: int = 1) -> Node:
+    return Node(id="n1", number=1, issuer=issuer, believes=believes)
 
 
 def test_nobody_is_asked_while_nothing_changes() -> None:
@@ -44,6 +44,7 @@ def test_nobody_is_asked_while_nothing_changes() -> None:
     assert not renewals.ask(settled, a_node(old), 0.0)
     assert not renewals.ask(_Store(None), a_node(old), 0.0)  # type: ignore[arg-type]
     assert not renewals.ask(settled, None, 0.0)
+    assert renewals.ask(settled, a_node(old, believes=2), 0.0), "it believes a root that is no more"
 
 
 def test_during_a_change_those_of_the_old_root_are_asked_a_few_at_a_time() -> None:
