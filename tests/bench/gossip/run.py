@@ -98,9 +98,10 @@ def lossy(percent: int, ports: Sequence[int]) -> Iterator[None]:
         yield
         return
     numbers = ", ".join(map(str, ports))
+    chosen = f"numgen random mod 100 < {percent}" if percent < 100 else ""
     rules = (
         f"table inet {table} {{ chain input {{ type filter hook input priority 0; "
-        f"udp dport {{ {numbers} }} numgen random mod 100 < {percent} drop; }}; }}"
+        f"udp dport {{ {numbers} }} {chosen} drop; }}; }}"
     )
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:

@@ -1,7 +1,7 @@
 """What Lifeguard's numbers are worth: `python -m tests.sim.gossip.stalls`, in virtual time, seeded.
 
 Twenty nodes, four of which stand still for 8 s of every 10, at a tenth of loss: how often somebody says of a healthy
-node that it failed, and of one that stands still. And what each choice costs: seconds from a death until all say "failed".
+node that it failed, and of one that stands still. What each choice costs: seconds from a death until all say "failed".
 """
 
 from __future__ import annotations
