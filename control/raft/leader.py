@@ -59,6 +59,7 @@ def become_leader(s: State) -> None:
         progress.heard = s.ticks  # each has an election time to answer before the quorum is missed
     # Somebody's change may be in the log, not applied yet (case 13).
     s.pending_change = s.log.last_index
+    s.changes = [index for index, _ in _pending(s)]
     s.outgoing = any(unseats(change, s.id) for _, change in _pending(s))
     s.promoting = {change.member_id: index for index, change in _pending(s) if isinstance(change, Promote)}
     append(s, Kind.NOOP, b"")
@@ -135,11 +136,10 @@ def _told(s: State, progress: Progress) -> int:
     log = s.log
     if not progress.voter and log.commit < s.noop_index:
         return 0
-    if s.pending_change <= log.applied:
-        return log.commit
-    if not s.withheld:
-        return min(log.commit, s.pending_change - 1)  # not applied here: whom it concerns is not decided yet
-    return min(log.commit, s.withheld_from - 1) if progress.id == s.withheld else log.commit
+    if s.pending_change > log.applied and progress.id == s.withheld:
+        return min(log.commit, s.withheld_from - 1)
+    # The first that is not applied here: whom it concerns is not decided yet.
+    return min(log.commit, s.changes[0] - 1) if s.changes else log.commit
 
 
 def _end_for(s: State, progress: Progress, told: int) -> int:
@@ -356,6 +356,7 @@ def propose_change(s: State, change: ConfChange, mistake: str) -> Accepted | Ref
         return Refusal(Why.QUORUM, s.id)
     append(s, Kind.CHANGE, encode(change))
     s.pending_change, s.withheld = s.log.last_index, ""
+    s.changes.append(s.log.last_index)
     if isinstance(change, Promote):
         s.promoting[change.member_id] = s.log.last_index
     return Accepted(s.log.last_index, s.term)
@@ -390,6 +391,8 @@ def promote_learners(s: State) -> None:
 def changed(s: State, index: int) -> None:
     """The change at `index` is in force."""
     assert s.promotable, "a leader does not commit what takes its own vote"
+    assert s.changes[0] == index
+    del s.changes[0]
     for member in s.configuration.members:
         if member.id == s.id:
             continue

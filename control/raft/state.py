@@ -40,6 +40,7 @@ class State:
     """See the module."""
 
     __slots__ = (
+        "changes",
         "configuration",
         "dismissed",
         "durable_vote",
@@ -100,6 +101,7 @@ class State:
         self.withheld, self.withheld_from = "", 0  # who lost its vote by which entry, and is not told yet
         self.dismissed: list[tuple[int, Progress]] = []  # were removed; are told when that index is committed
         self.pending_change = 0  # index of the last change of the configuration that may be in the log, not applied
+        self.changes: list[int] = []  # indexes of those in the log that are not applied
         self.promoting: dict[str, int] = {}  # who is to get a vote -> index of the change, not applied here
         self.transferee = ""
         self.transfer_began = NEVER
@@ -161,6 +163,7 @@ class State:
         self.dismissed.clear()
         self.withheld = ""
         self.outgoing = False
+        self.changes.clear()
         self.promoting.clear()
         self.transferee, self.transfer_began = "", NEVER
         self.flush = False

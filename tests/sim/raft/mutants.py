@@ -507,6 +507,21 @@ def removal_of_before_is_committed_by_its_object() -> Patches:
 
 
 @mutant
+def changes_of_before_are_told_early() -> Patches:
+    """Seed 2005668: a new leader took the last entry of before for the only change there might be. It told a member of
+    the demotion of that before it had applied it, and died."""
+
+    def _told(s: Any, one: Any) -> int:
+        first, s.changes = s.changes, [s.pending_change] if s.changes else []
+        told = real(s, one)
+        s.changes = first
+        return told
+
+    real = leader._told
+    return [(leader, "_told", _told)]
+
+
+@mutant
 def who_gets_a_vote_is_told_late() -> Patches:
     """Seed 501476: it had the longest log, and did not know that it might campaign; a leader was lost for good."""
     return [(leader, "_end_for", lambda s, one, told: s.log.last_index)]
@@ -552,6 +567,7 @@ CAUGHT_BY = {
     "later term not told": 447,
     "who lost its vote is told at once": 290,
     "who gets a vote is told late": 606,
+    "changes of before are told early": 2005668,
     "leaders remove themselves": 1,
     "uncommitted without bound": 1,
     "stale answers count": 896,

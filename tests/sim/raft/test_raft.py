@@ -15,7 +15,7 @@ SEEDS = int(os.environ.get("SEEDS", "2000"))
 HUNT_SEEDS = 3000  # where the recorded seed does not show a bug any more, because the core or the simulator has changed
 
 # Of bugs that it found in the core: see `mutants`, where each comes back on purpose.
-SEEDS_OF_BUGS = (3327, 3816, 4070, 501476)
+SEEDS_OF_BUGS = (3327, 3816, 4070, 501476, 2005668)
 
 
 @pytest.mark.timeout(900)
