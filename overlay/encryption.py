@@ -7,6 +7,7 @@ nothing but WireGuard, so what is missing here sends nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ class Encryption:
     def _advance(self, keys: tuple[OwnKey, ...], held: Mapping[int, WgDevice]) -> None:
         assert self._keys is not None
         replaced = len(keys) > 1 and tunnels.replaced(held[keys[-1].slot], held[keys[0].slot], self._now_s())
-        self._keys.advance(replaced=replaced)
+        with contextlib.suppress(OSError):  # a full disk: the keys that there are go on
+            self._keys.advance(replaced=replaced)
 
 
 def _paths(plan: OverlayPlan, keys: Iterable[OwnKey], held: Mapping[int, WgDevice]) -> dict[int, tunnels.Path]:

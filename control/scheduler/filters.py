@@ -23,6 +23,7 @@ class NodeLoad:
     memory_bytes: int = 0
     ports: set[tuple[str, int]] = field(default_factory=set)  # host mode
     by_service: dict[str, int] = field(default_factory=dict)  # as `tasks`
+    not_carried: frozenset[str] = frozenset()  # ids of networks that cannot be on it
 
     def add(self, task: Task) -> None:
         """Count a task that has not ended. One that is being stopped holds resources, but is no replica any more."""
@@ -78,6 +79,10 @@ def _can_run(load: NodeLoad, task: Task) -> bool:
     return not executors or ("process" if task.spec.process is not None else "docker") in executors
 
 
+def _carries_networks(load: NodeLoad, task: Task) -> bool:
+    return not any(attachment.network_id in load.not_carried for attachment in task.spec.networks)
+
+
 def _below_maximum(load: NodeLoad, task: Task) -> bool:
     return load.by_service.get(task.service_id, 0) < task.spec.placement.max_replicas_per_node
 
@@ -92,6 +97,7 @@ FILTERS = (
         "insufficient resources on {}",
     ),
     Filter(lambda task: True, _can_run, "no executor for it on {}"),
+    Filter(lambda task: bool(task.spec.networks), _carries_networks, "no WireGuard for its encrypted network on {}"),
     Filter(
         lambda task: bool(task.spec.placement.constraints),
         lambda load, task: all_match(load.node, task.spec.placement.constraints),

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from control.constraint import ConstraintError, parse_preference
 from control.decision import Decision
 from control.lifecycle import RUNNABLE_TO, TaskState, Writer
-from control.model import Node, PortSpec, Task, TaskStatus
+from control.model import Network, Node, PortSpec, Task, TaskStatus
 from control.scheduler.filters import FILTERS, NodeLoad, counts, filters_of, first_failure, is_available
 from control.scheduler.tree import grow
 from control.store.tables import Snapshot
@@ -60,7 +60,11 @@ class _Scene:
     def __init__(self, snapshot: Snapshot, now_ms: int) -> None:
         self.changes: list[Change] = []
         self._now_ms = now_ms
-        self._loads = {node.id: NodeLoad(node, index) for index, node in enumerate(snapshot.all(Node))}
+        encrypted = frozenset(network.id for network in snapshot.all(Network) if network.spec.encrypted)
+        self._loads = {
+            node.id: NodeLoad(node, index, not_carried=frozenset() if node.description.tunnel_keys else encrypted)
+            for index, node in enumerate(snapshot.all(Node))
+        }
         self._everything = list(self._loads.values())
         self._available = [load for load in self._everything if is_available(load)]
         self._faults: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)  # (service, spec version) -> by node

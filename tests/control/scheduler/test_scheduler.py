@@ -9,10 +9,20 @@ from msgspec.structs import replace
 
 from control.constraint import Constraint, ConstraintError, parse_constraint, parse_preference
 from control.lifecycle import TaskState, Writer
-from control.model import Node, NodeStatus, Placement, PortSpec, ResourceRequirements, Resources, Task, TaskStatus
+from control.model import (
+    Node,
+    NodeStatus,
+    Placement,
+    PortSpec,
+    ResourceRequirements,
+    Resources,
+    Task,
+    TaskStatus,
+    TunnelKey,
+)
 from control.scheduler.scheduler import FAULTY_FAILURES
 from control.store.txn import Put
-from tests.control.cluster import World, node, service
+from tests.control.cluster import World, network, node, service
 
 
 def cluster(*nodes: Node) -> World:
@@ -85,6 +95,17 @@ def test_reasons_are_counted_and_the_commonest_comes_first() -> None:
     assert error_of(made) == (
         "no suitable node (insufficient resources on 2 nodes; 1 node not available for new tasks)"
     )
+
+
+def test_an_encrypted_network_needs_a_node_that_has_told_a_key() -> None:
+    made = equal(3)
+    made.put(network("secret", encrypted=True))
+    made.put(service(replicas=2, networks=("secret",)))
+    assert error_of(made) == "no suitable node (no WireGuard for its encrypted network on 3 nodes)"
+    said = replace(made.node("n2").description, tunnel_keys=(TunnelKey(slot=0, key="A" * 43 + "="),))
+    made.change(made.node("n2"), description=said)
+    made.settle()
+    assert made.spread() == {"n2": 2}
 
 
 def test_resources_are_free_again_as_soon_as_a_task_has_ended() -> None:

@@ -20,6 +20,7 @@ from control.model import (
     Network,
     NetworkAttachment,
     NetworkSpec,
+    Node,
     NodeDescription,
     ProcessSpec,
     ReplicatedMode,
@@ -40,6 +41,7 @@ from mesh.vip.fake import FakeKernel as FakeVip
 from overlay.fake import FakeKernel as FakeOverlay
 
 TIMEOUT_S = 20.0
+KEYS = (TunnelKey(slot=0, key="A" * 43 + "="),)
 
 
 def wall_ms() -> int:
@@ -103,7 +105,8 @@ class Machine:
             self.made.node_id, self.made.secret, self.made.cluster_id, "127.0.0.1", (f"127.0.0.1:{port}",)
         )
         doors = Doors(self.executor, self.overlay, self.vip, names)
-        agent = Agent(identity, NodeDescription(hostname="h1"), doors, self.directory, "/run/netns", Metrics(), wall_ms)
+        described = NodeDescription(hostname="h1", tunnel_keys=KEYS)
+        agent = Agent(identity, described, doors, self.directory, "/run/netns", Metrics(), wall_ms)
         running = asyncio.get_running_loop().create_task(agent.run())
         try:
             yield agent, names
@@ -181,6 +184,11 @@ async def test_a_task_that_cannot_be_attached_is_not_started(machine: Machine) -
 
 async def test_a_task_whose_network_cannot_be_encrypted_here_is_rejected_and_says_why(machine: Machine) -> None:
     async with machine.manager() as manager, machine.agent(manager.port) as (agent, _):
+        await until(
+            "it has told its key", lambda: [n.description.tunnel_keys for n in manager.store.view().all(Node)] == [KEYS]
+        )
+        # It has none any more, and the managers do not know yet.
+        agent.session.description = changed(agent.session.description, tunnel_keys=())
         await create(manager, 1, encrypted=True)
 
         def errors() -> set[str]:
@@ -190,8 +198,7 @@ async def test_a_task_whose_network_cannot_be_encrypted_here_is_rejected_and_say
         found = 'network "web" is encrypted, and this node has no WireGuard: mesh doctor says what helps'
         await until("it says why", lambda: errors() == {found})
         assert machine.executor.running() == set()
-        keys = (TunnelKey(slot=0, key="A" * 43 + "="),)
-        agent.session.description = changed(agent.session.description, tunnel_keys=keys)
+        agent.session.description = changed(agent.session.description, tunnel_keys=KEYS)
         await until("it runs", lambda: len(running(manager)) == 1)
         assert [network.encrypted for network in machine.overlay.networks.values()] == [True]
 
