@@ -9,7 +9,6 @@ with its error: the process must end then, and systemd starts it anew.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import random
 import secrets
@@ -19,7 +18,7 @@ from functools import partial
 
 import grpc
 
-from control import allocator, orchestrator, scheduler, trust
+from control import allocator, keymanager, orchestrator, scheduler, trust
 from control.ca.root import CaError, Root
 from control.home import Home, HomeError, Seating
 from control.ids import IdSource
@@ -53,8 +52,6 @@ from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
 from control.trust import Trust, found
-
-GOSSIP_KEY_BYTES = 32  # AES-256
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +188,8 @@ class Manager:
             worker_token=make_token(founding.digest, _random_bytes()),
             manager_token=make_token(founding.digest, _random_bytes()),
             next_node_number=FIRST_NODE_NUMBER + 1,
-            gossip_keys=(base64.b64encode(secrets.token_bytes(GOSSIP_KEY_BYTES)).decode(),),
+            gossip_keys=keymanager.new_ring(secrets.token_bytes),
+            gossip_keys_ms=wall_ms(),
         )
         first = (cluster, node, founding.authority)
         try:
@@ -271,6 +269,7 @@ def _cores(new_id: Callable[[], str]) -> tuple[Core, ...]:
         Core("allocator", partial(allocator.decide, new_id=new_id)),
         Core("scheduler", partial(scheduler.decide, new_id=new_id)),
         Core("trust", trust.decide),
+        Core("keys of gossip", partial(keymanager.decide, random_bytes=secrets.token_bytes)),
     )
 
 

@@ -70,6 +70,7 @@ class Cluster(Value, frozen=True, kw_only=True):
     manager_token: str = ""
     next_node_number: int = 1
     gossip_keys: tuple[str, ...] = ()  # base64, AES-256, the first one is used to send; none: no gossip
+    gossip_keys_ms: int = 0  # when they were last changed (control.keymanager)
 
 
 # --- nodes --------------------------------------------------------------------------------------------------------

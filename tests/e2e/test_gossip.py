@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -46,14 +48,15 @@ def test_a_host_that_dies_is_out_of_every_answer_before_the_managers_know(bare_l
     cluster.until("it is alive again", lambda: members(cluster)["h3"] == "alive")
 
 
-def test_a_stock_serf_agent_is_found_by_its_name(cluster: Cluster) -> None:
+def test_a_stock_serf_agent_is_found_by_its_name(cluster: Cluster, tmp_path: Path) -> None:
     cluster.until("both are in gossip", lambda: members(cluster) == dict.fromkeys(cluster.hosts, "alive"))
-    key = cluster.mesh("gossip", "keys", "ls").stdout.split()
-    found = next(word for word in key if word.endswith("="))
+    listed = cluster.mesh("gossip", "keys", "ls").stdout.split()
+    keyring = tmp_path / "keyring.json"
+    keyring.write_text(json.dumps([word for word in listed if word.endswith("=")]))
     command, environment = cluster.lab.command(
         "h2",
         ["serf", "agent", "-node", "printer", "-bind", "10.66.0.12:7999", "-rpc-addr", "127.0.0.1:7999",
-         "-encrypt", found, "-join", "10.66.0.11:7946"],
+         "-keyring-file", str(keyring), "-join", "10.66.0.11:7946"],
     )  # fmt: skip
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as printer:
         try:
