@@ -20,6 +20,7 @@ from mesh.cli.remote_logs import print_logs
 from mesh.cli.session import Session, pass_session
 from mesh.cli.show.names import named, node_names, task_name
 from mesh.cli.show.tasks import LS_COLUMNS, LS_MORE, sorted_tasks, task_records, task_rows
+from mesh.cli.stats import stats
 from mesh.cli.text.pairs import parse_env
 
 if TYPE_CHECKING:
@@ -73,21 +74,36 @@ def inspect(session: Session, tasks: Sequence[str], format_: str) -> None:
 # --- exec -----------------------------------------------------------------------------------------------------------
 
 
+task.add_command(stats)
+
+
 @task.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="As with Docker: input is always passed on.")
+@click.option("-t", "--tty", is_flag=True, help="Refuse when this is no terminal; the command has it if it is one.")
 @click.option("-e", "--env", metavar="NAME[=VALUE]", multiple=True, help="Environment variable.")
 @click.option("-w", "--workdir", metavar="DIR", help="Working directory. [/]")
 @click.argument("name", metavar="TASK", shell_complete=names("task"))
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG...]")
 @pass_session
-def exec_(session: Session, env: Sequence[str], workdir: str | None, name: str, command: Sequence[str]) -> None:
+def exec_(
+    session: Session,
+    interactive: bool,
+    tty: bool,
+    env: Sequence[str],
+    workdir: str | None,
+    name: str,
+    command: Sequence[str],
+) -> None:
     """Run a command inside a task of this node, as root.
 
     \b
     Examples:
       mesh task exec api.1 -- ip address
       mesh task exec client.1 -- curl -s http://api/
-      mesh task exec -e TERM=xterm api.1 sh
+      mesh task exec -it api.1 sh
     """
+    if tty and not sys.stdin.isatty():
+        raise Failure("the input is no terminal: leave out --tty")
     words = command[1:] if command[0] == "--" else command
     if not words:
         raise click.UsageError("no command: write it at the end, after --")

@@ -12,6 +12,7 @@ from control.lifecycle import TaskState
 from control.model import ProcessSpec, TaskSpec, TaskStatus
 from control.rpc import control_pb2 as pb
 from mesh.executor.logs import copy_log
+from mesh.executor.usage import Usage
 from tests.mesh.cli.fake import Mesh, make_node, make_service, make_task
 
 H1, H2 = make_node(1), make_node(2)
@@ -151,3 +152,19 @@ def test_following_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None
     with out.open("wb") as file:
         copy_log(tmp_path / "task", file, tail=None, follow=True, sleep=sleep)
     assert out.read_text() == "first\n"
+
+
+def test_stats_of_one_task_and_of_all_here(here: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([Usage(1.0, 1 << 20, 0, 2), Usage(1.5, 3 << 20, 1 << 30, 3)] * 2)
+    monkeypatch.setattr("mesh.cli.stats.read_usage", lambda pid: next(counted) if pid == 4711 else None)
+    monkeypatch.setattr("mesh.cli.stats.INTERVAL_S", 1.0)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    shown = here.ok("task", "stats", "api.1").split("\n")
+    assert shown[1].split() == ["api.1", "50.0%", "3MiB", "1GiB", "3"]
+    assert here.ok("task", "stats", "--format", "{{.Name}} {{.Cpu}}", "api.1") == "api.1 50.0%\n"
+
+
+def test_exec_with_a_terminal_needs_one(here: Mesh) -> None:
+    refused = here("task", "exec", "-it", "api.1", "sh")
+    assert (refused.code, here.executed) == (1, [])
+    assert "no terminal" in refused.err
