@@ -21,7 +21,9 @@ import pytest
 from overlay import names, wireguard
 from overlay.kernel import Kernel
 from overlay.keys import LINGER_S, OVERLAP_MIN_S, KeyFile
+from overlay.plan import OverlayPlan
 from overlay.rtnl import Namespace
+from tests.netns.crash import killed_after
 from tests.netns.world import Host, Task, World, inside, run
 
 pytestmark = [pytest.mark.root, pytest.mark.hosts(2)]
@@ -572,3 +574,41 @@ def test_peers_that_moved_are_found_at_their_new_address(world: World, tasks: tu
     moved.address = IPv4Address("10.66.0.99")
     world.apply()
     assert ping(one, other, wait_s=10)
+
+
+# --- crashes ------------------------------------------------------------------------------------------------------
+
+# More calls of the kernel than an application has: what never ends would be killed for ever.
+MOST_CALLS = 100
+
+
+@pytest.mark.timeout(300)
+def test_killed_after_any_call_of_the_kernel_the_next_process_completes_it(world: World, clock: Clock) -> None:
+    """Killed while an encrypted network is made, and while it goes."""
+    host = world.hosts[0]
+    world.task(host, "secret", "10.1.0.11")
+    world.task(world.hosts[1], "secret", "10.1.0.12")
+    wanted, nothing = world.plan(host), replace(world.plan(host), peers=(), networks=())
+
+    def apply(plan: OverlayPlan) -> list[str]:
+        kernel = fresh(world, host, clock)
+        try:
+            return [*kernel.apply(plan).errors, *kernel.prune(plan).errors]
+        finally:
+            kernel.close()
+
+    host.kernel.close()
+    for first, second in ((nothing, wanted), (wanted, nothing)):
+        for call in range(MOST_CALLS):
+            assert apply(first) == []
+            was_killed = killed_after(call, lambda plan=second: apply(plan))  # type: ignore[misc]
+            assert apply(second) == [], f"killed after call {call}"
+            kernel = fresh(world, host, clock)
+            again = kernel.apply(second).changes + kernel.prune(second).changes
+            kernel.close()
+            assert not +again, f"killed after call {call}: {dict(again)}"
+            if not was_killed:
+                break
+        else:
+            pytest.fail("it is killed for ever")
+    assert not Path(crypt(host)).exists()
