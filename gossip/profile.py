@@ -16,8 +16,8 @@ import msgspec
 # (docs/decisions/0024).
 RETRANSMIT_FLOOR = 12
 RETRANSMIT_MORE, RETRANSMIT_MORE_FROM = 4, 100
-# Probes begun in the time that one may take. memberlist begins one; with two a death is suspected 0.2 to 0.9 s sooner at
-# 5 to 40 nodes (docs/decisions/0024), for one ping more a second. What a probe is given until it fails is as before.
+# Probes begun in the time that one may take. memberlist begins one; with two a death is suspected 0.2 to 0.9 s sooner
+# at 5 to 40 nodes (docs/decisions/0024), for one ping more a second. What a probe is given is as before.
 PROBES_PER_INTERVAL = 2
 # Push/pull is done less often in larger clusters: doubled for each doubling above this many.
 PUSH_PULL_SCALE_FROM = 32
