@@ -97,6 +97,9 @@ class Writes:
             return
         self._hard = ready.hard_state or self._hard
         future = self._journal.append(ready.hard_state, ready.entries, must_sync=ready.must_sync)
+        if future.done() and future.exception() is None:
+            write.done = True  # lazy: nothing is written for it
+            return
         future.add_done_callback(partial(self._written, write, self._attempt))
 
     def _written(self, write: _Write, attempt: int, done: asyncio.Future[None]) -> None:

@@ -16,12 +16,13 @@ from control.quorum.backend import Network, RaftBackend
 from control.quorum.seat import Seat, enrol
 from control.store.store import Store
 from control.transport.service import listening
+from tests.bench.store.clusters import PATIENT
 
 
 async def main(directory: str, node_id: str, seat: str, port: str, leader: str) -> None:
     await enrol(Path(directory), "bench", msgspec.json.decode(seat, type=Seat))
     network = Network(listening("127.0.0.1", int(port)), advertise=f"127.0.0.1:{port}")
-    backend = RaftBackend(Path(directory), "bench", node_id, network=network, peers={"n0": leader})
+    backend = RaftBackend(Path(directory), "bench", node_id, network=network, peers={"n0": leader}, options=PATIENT)
     store = Store(backend, lambda: time.time_ns() // 1_000_000)
     await store.open()
     print("ready", flush=True)
