@@ -16,6 +16,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from control.lifecycle import TaskState, is_terminal
 from control.model import DRAIN_S, HealthCheck, Task, TaskStatus
 from mesh.agent.view import LocalTask
@@ -262,6 +264,7 @@ class _Entry:
     state: TaskState
     task: Task | None = None
     netns: str | None = None
+    image_health: HealthCheck | None = None
     pid: int = 0
     exit: Exit | None = None
     error: str = ""
@@ -284,6 +287,7 @@ class Tasks:
         """Take over the tasks that the executor found at start."""
         for adopted in found:
             entry = _Entry(adopted.task_id, Phase.ATTACHING, _S.PREPARING, netns=adopted.sandbox.netns, at_ms=now_ms)
+            entry.image_health = adopted.sandbox.health
             self._entries[adopted.task_id] = entry
             if adopted.exit is not None:
                 entry.phase, entry.pid = Phase.ENDED, adopted.pid or 0
@@ -394,12 +398,14 @@ class Tasks:
 
     def _probe(self, entry: _Entry) -> None:
         """Have its health probed, from its start on or from its adoption."""
-        if entry.task is None or _health(entry) is None:
+        health = _health(entry)
+        if entry.task is None or health is None:
             return
+        task = replace(entry.task, spec=replace(entry.task.spec, health=health))
         if entry.phase is Phase.CHECKING and not entry.watched:
-            self._actions.append(Check(entry.task))
+            self._actions.append(Check(task))
         elif entry.phase is Phase.RUNNING and not entry.watched:
-            self._actions.append(Watch(entry.task))
+            self._actions.append(Watch(task))
         entry.watched = entry.phase in (Phase.CHECKING, Phase.RUNNING)
 
     def _move(self, entry: _Entry, step: tuple[Phase, TaskState | None, type[Action] | None], now_ms: int) -> None:
@@ -435,7 +441,7 @@ class Tasks:
         """Keep what an event tells besides the transition."""
         match event:
             case Prepared(sandbox=sandbox):
-                entry.netns = sandbox.netns
+                entry.netns, entry.image_health = sandbox.netns, sandbox.health
             case Started(pid=pid):
                 entry.pid = pid
             case Failed(error=error):
@@ -451,7 +457,8 @@ class Tasks:
 
 
 def _health(entry: _Entry) -> HealthCheck | None:
-    return entry.task.spec.health if entry.task is not None else None
+    """What the service says, else what the image says."""
+    return (entry.task.spec.health or entry.image_health) if entry.task is not None else None
 
 
 def _withdraw_s(entry: _Entry) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from control.model import TaskSpec
+from control.model import HealthCheck, TaskSpec
 
 
 class ExecutorError(Exception):
@@ -36,6 +36,7 @@ class Sandbox:
 
     task_id: str
     netns: str  # path
+    health: HealthCheck | None = None  # of its image; counts unless its service has one
 
 
 @dataclass(frozen=True, slots=True)

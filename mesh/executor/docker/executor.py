@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from control.model import ContainerSpec
+import msgspec
+
+from control.model import ContainerSpec, HealthCheck
 from mesh.executor import namespaces, netns, records
 from mesh.executor.docker import gate, plan
 from mesh.executor.docker.engine import Engine, EngineAway, EngineRefused
@@ -92,9 +94,8 @@ class DockerExecutor:
 
     async def prepare(self, launch: Launch) -> Sandbox:
         """Have the image, make the container, and start it as far as its gate."""
-        sandbox = Sandbox(launch.task_id, self._netns(launch.task_id))
         if self._is_prepared(launch.task_id):
-            return sandbox
+            return self._sandbox(launch.task_id)
         spec = _spec(launch)
         try:
             image = await self._image(spec)
@@ -107,6 +108,7 @@ class DockerExecutor:
                 "id": container,
                 "command": plan.words(spec, image)[0],
                 "search": list(plan.search_path(launch, spec, image)),
+                "health": msgspec.to_builtins(image.health),
                 **records.identify(pid),
             }
             records.write(str(self._directory(launch.task_id) / "launch.json"), ready)
@@ -114,7 +116,7 @@ class DockerExecutor:
             raise ExecutorError(f"task {launch.hostname}: cannot be prepared: {error}") from error
         except ExecutorError as error:
             raise ExecutorError(f"task {launch.hostname}: {error}") from error
-        return sandbox
+        return self._sandbox(launch.task_id)
 
     async def start(self, launch: Launch) -> int:
         """Open the gate, once and for all; returns the pid of the container's first process."""
@@ -295,6 +297,12 @@ class DockerExecutor:
         except OSError as error:
             raise ExecutorError(f"task {task_id}: cannot remove what is left of it: {error}") from error
 
+    def _sandbox(self, task_id: str) -> Sandbox:
+        """Of a prepared task; with its image's health check, which its service has no word of."""
+        said = (self._read(task_id, "launch.json") or {}).get("health")
+        health = msgspec.convert(said, type=HealthCheck) if said else None
+        return Sandbox(task_id, self._netns(task_id), health)
+
     # --- adopting ---------------------------------------------------------------------------------------------------
 
     async def _adopted(self, task_id: str) -> Adopted | None:
@@ -302,7 +310,7 @@ class DockerExecutor:
         prepared = self._read(task_id, "launch.json")
         if prepared is None:
             return None
-        sandbox, pid = Sandbox(task_id, self._netns(task_id)), records.living(prepared)
+        sandbox, pid = self._sandbox(task_id), records.living(prepared)
         if pid is not None and not netns.exists(sandbox.netns):
             try:
                 await asyncio.to_thread(self._name_netns, task_id, pid)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from control.model import ContainerSpec, Mount, Resources
+from control.model import ContainerSpec, HealthCheck, Mount, Resources
 from mesh.executor.docker import gate
 from mesh.executor.protocol import Exit, Launch
 
@@ -31,6 +31,7 @@ class Image:
     command: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()  # "nginx@sha256:…": what the registry calls it
+    health: HealthCheck | None = None  # its HEALTHCHECK
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,21 @@ def read_image(answer: Mapping[str, Any]) -> Image:
         command=tuple(config.get("Cmd") or ()),
         env=tuple(config.get("Env") or ()),
         digests=tuple(answer.get("RepoDigests") or ()),
+        health=read_health(config.get("Healthcheck") or {}),
+    )
+
+
+def read_health(said: Mapping[str, Any]) -> HealthCheck | None:
+    """An image's HEALTHCHECK; what it leaves out is as Docker has it."""
+    kind, *words = said.get("Test") or [""]
+    if kind not in ("CMD", "CMD-SHELL") or not words:
+        return None  # none, or of a kind to come
+    return HealthCheck(
+        command=tuple(words) if kind == "CMD" else ("/bin/sh", "-c", words[0]),
+        interval_s=(said.get("Interval") or 30 * _NANO) / _NANO,
+        timeout_s=(said.get("Timeout") or 30 * _NANO) / _NANO,
+        retries=said.get("Retries") or 3,
+        start_period_s=(said.get("StartPeriod") or 0) / _NANO,
     )
 
 

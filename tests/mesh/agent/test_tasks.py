@@ -122,7 +122,7 @@ def test_a_task_to_stop_is_drained_before_its_signal() -> None:
     assert (status.state, status.exit_code, status.error) == (TaskState.SHUTDOWN, 130, "")
 
 
-CHECK = HealthCheck(tcp=80)
+CHECK, IMAGES_CHECK = HealthCheck(tcp=80), HealthCheck(command=("true",))
 
 
 def checked(desired: TaskState = TaskState.RUNNING) -> Task:
@@ -149,6 +149,18 @@ def test_a_task_with_a_health_check_runs_from_its_first_success_on() -> None:
     tasks.receive(Healthy("t1"), 0)
     assert tasks.drain() == [Watch(checked())]
     assert state(tasks) == TaskState.RUNNING
+
+
+def test_an_image_s_health_check_counts_unless_the_service_has_one() -> None:
+    for own, counts in ((None, IMAGES_CHECK), (CHECK, CHECK)):
+        tasks = Tasks()
+        assigned(tasks, task() if own is None else checked())
+        tasks.receive(Prepared("t1", Sandbox("t1", "x", IMAGES_CHECK)), 0)
+        tasks.receive(Attached("t1"), 0)
+        tasks.drain()
+        tasks.receive(Started("t1", 42), 0)
+        probed = [action.task.spec.health for action in tasks.drain() if isinstance(action, Check)]
+        assert probed == [counts]
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["at its start", "later"])

@@ -184,6 +184,21 @@ async def test_its_health_is_probed_inside(executor: DockerExecutor) -> None:
     assert await probe(HealthCheck(tcp=80), netns, "127.0.0.1", pid) == "Connection refused"
 
 
+async def test_the_healthcheck_of_an_image_is_told_and_kept(
+    executor: DockerExecutor, engine: RealEngine, tmp_path: Path
+) -> None:
+    with engine.client() as client:
+        change = 'HEALTHCHECK --interval=2s --timeout=1s --retries=5 CMD ["ls", "/well"]'
+        client.import_image_from_data(busybox_image(), repository="checked", tag="1", changes=[change])
+    wanted = HealthCheck(command=("ls", "/well"), interval_s=2, timeout_s=1, retries=5)
+    what = container("sleep", "1000", image="checked:1", init=True)
+    assert (await executor.prepare(what)).health == wanted
+    pid = await executor.start(what)
+    sandbox = await executor.prepare(what)
+    assert "ended with 1" in await probe(wanted, sandbox.netns, "127.0.0.1", pid)
+    assert [found.sandbox.health for found in await executor.adopt()] == [wanted]
+
+
 # --- what cannot be -------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from control.model import Resources
+from control.model import HealthCheck, Resources
 from mesh.executor.docker import gate, plan
 from mesh.executor.docker.engine import local_socket
 from mesh.executor.docker.lookup import LINKS_MAX, Program, find_program, resolve
@@ -78,6 +78,25 @@ def test_containers_without_networks_have_no_name_server() -> None:
 def test_references_of_images(reference: str, parts: tuple[str, str]) -> None:
     assert plan.split_reference(reference) == parts
     assert plan.is_pinned(reference) == ("@" in reference)
+
+
+@pytest.mark.parametrize(
+    ("said", "check"),
+    [
+        ({}, None),
+        ({"Test": []}, None),
+        ({"Test": ["NONE"]}, None),
+        ({"Test": ["CMD"]}, None),
+        ({"Test": ["NEW", "x"]}, None),
+        ({"Test": ["CMD", "a", "b"]}, HealthCheck(command=("a", "b"), interval_s=30, timeout_s=30, retries=3)),
+        (
+            {"Test": ["CMD-SHELL", "a b"], "Interval": 5 * 10**8, "Timeout": 10**9, "Retries": 7, "StartPeriod": 10**9},
+            HealthCheck(command=("/bin/sh", "-c", "a b"), interval_s=0.5, timeout_s=1, retries=7, start_period_s=1),
+        ),
+    ],
+)
+def test_healthchecks_of_images(said: dict[str, object], check: HealthCheck | None) -> None:
+    assert plan.read_health(said) == check
 
 
 def test_how_containers_end() -> None:
