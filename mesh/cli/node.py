@@ -164,7 +164,10 @@ def _change(client: Client, name: str, decide: Callable[[Node], NodeSpec]) -> No
 
 def warn_of_managers(session: Session) -> None:
     """An even number of managers tolerates no more than one less would."""
-    managers = sum(one.spec.role == "manager" for one in session.client().list(Node, {"role": ["manager"]}))
+    try:
+        managers = sum(one.spec.role == "manager" for one in session.client().list(Node, {"role": ["manager"]}))
+    except Failure:
+        return  # what was asked for is done; this node may just have become a worker, which may not ask
     if sentence := even(managers):
         session.warn(sentence)
 

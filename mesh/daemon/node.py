@@ -284,7 +284,9 @@ class Node:
     # --- the local API ------------------------------------------------------------------------------------------------
 
     def own_control(self) -> ControlServicer | None:
-        """The API of the manager in this process, if there is one."""
+        """The API of the manager in this process, if there is one; not of one that is being let go."""
+        if self.identity is None or self.identity.role != "manager":
+            return None
         manager = self._managing.manager if self._managing is not None else None
         return manager.control if manager is not None else None
 
