@@ -138,6 +138,11 @@ class World:
             self.burst, self.loss = 3, more.choice((0.0, 0.1))
             small, few = more.choice((40, 100)), more.choice((1, 2, 4))
             self.options = replace(self.options, append_bytes=small, inflight_messages=few, uncommitted_bytes=200)
+        third = random.Random(f"{seed} third")
+        # ... or no sooner begun, so that the next leader finds it in its log, and has much to apply in small parts.
+        self.haste = self.jinx > 0 and self.jinx_loses < 0.5 and third.random() < 0.6
+        if self.haste:
+            self.options = replace(self.options, apply_bytes=40, election_ticks=4)
         self.blocked: set[tuple[str, str]] = set()
         self.healing = False
         self.nodes: dict[str, Node] = {}
@@ -442,6 +447,9 @@ class World:
             return
         outcome = node.core.propose_change(change)  # type: ignore[union-attr]
         self.note("change" if isinstance(outcome, Accepted) else "change refused", node, change)
+        voting = isinstance(outcome, Accepted) and isinstance(change, Demote | Remove | Promote)
+        if self.haste and voting and self.rng.random() < 0.5:
+            self.at(self.now + self.rng.random() * 3, node.crash)
         node.pump()
 
     def _some_change(self, configuration: Configuration) -> ConfChange | None:
