@@ -8,6 +8,7 @@ a machine that hangs) fails this program.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -38,10 +39,13 @@ def _files(*parts: str) -> tuple[str, ...]:
 _LANES: Lanes = (
     (("ipvs", _files("vip_paths", "vip_life", "vip_reconcile", "vip_schedulers", "vip_ipvs")),),
     (
-        ("nftables", _files("vip_paths", "vip_life", "vip_adoption", "vip_ipv6")),
+        ("nftables", _files("vip_paths", "vip_life", "vip_ipv6")),
         ("ipvs-more", _files("vip_adoption", "vip_frames", "vip_moves", "ports_places", "vip_ipv6")),
     ),
 )
+
+
+_ARGUMENTS = ("-c", "tests/vm/guest.ini", "--rootdir=.", "-p", "tests.vm.plugin", "-v", "--tb=short", "--durations=25")
 
 
 @dataclass(frozen=True)
@@ -62,27 +66,12 @@ def lanes(chosen: tuple[str, ...], balancers: tuple[str, ...]) -> Lanes:
 
 def job(wanted: Lanes) -> str:
     """The script that runs in the machine."""
-    lines = [
-        "cd /tmp && tar xf /run/results/code.tar && cd code || exit 1",
-        "export PYTHONPATH=/tmp/code:/tmp/site PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 MESH_VM=1",
-        "pids=",
-    ]
-    for lane in wanted:
-        commands = " ".join(f"{_pytest(name, tests)} || failed=1;" for name, tests in lane)
-        lines.append(f'( failed=0; {commands} exit $failed ) & pids="$pids $!"')
-    lines += ["status=0", "for pid in $pids; do wait $pid || status=1; done", "exit $status"]
-    return "\n".join(lines) + "\n"
-
-
-def _pytest(name: str, tests: tuple[str, ...]) -> str:
-    """The command of one run; its words begin with its name, and its exit code is pytest's."""
-    arguments = shlex.join(
-        ["-c", "tests/vm/guest.ini", "--rootdir=.", "-p", "tests.vm.plugin", "-v", "--tb=short", "--durations=25",
-         f"--junitxml=/run/results/{name}.xml", *tests]
-    )  # fmt: skip
-    environment = f"MESH_BALANCER={name.partition('-')[0]}"
-    shown = f"mkfifo /tmp/{name} && {{ sed -u 's/^/{name:9} | /' </tmp/{name} & }}"
-    return f"{shown} && {environment} python3 -m pytest {arguments} >/tmp/{name} 2>&1"
+    told = json.dumps([[(name, [*_ARGUMENTS, *tests]) for name, tests in lane] for lane in wanted])
+    return (
+        "cd /tmp && tar xf /run/results/code.tar && cd code || exit 1\n"
+        "export PYTHONPATH=/tmp/code:/tmp/site PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 MESH_VM=1\n"
+        f"python3 -m tests.vm.guest {shlex.quote(told)}\n"
+    )
 
 
 def read(file: Path) -> Results:
