@@ -26,6 +26,7 @@ CLIENTS = 10
 REGISTERS = 6  # at a time
 SLICE_S = 3.0  # then others: the checker's work grows fast with the length of a history
 PATIENCE_S = 5.0  # of a client: after that it does not know
+LEADER_S = 20.0  # after the kill of one; what it takes is measured
 SETTLE_S = 60.0  # for all to be well again at the end
 
 
@@ -166,11 +167,13 @@ class Nemesis:
         last = max(term for m in self.cluster.managers for _, term in m.terms)
         killed = time.monotonic()
         await self.cluster.kill(leader)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(20):
+        try:
+            async with asyncio.timeout(LEADER_S):
                 while not (new := [at for m in self.cluster.managers for at, term in m.terms if term > last]):
                     await asyncio.sleep(0.02)
                 self.report.gaps_s.append(min(new) - killed)
+        except TimeoutError:
+            self.report.problems.append(f"{LEADER_S:.0f} s after the leader {leader.node_id} was killed nobody led")
         await asyncio.sleep(self.rng.uniform(0, 2))
         await self.cluster.start(leader)
 
