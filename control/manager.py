@@ -47,7 +47,7 @@ from control.server.quorum import QuorumService, nobody_leads, survey
 from control.server.refusal import Refusal
 from control.spec import cluster_mistakes, is_hostname
 from control.store.backend import Backend
-from control.store.errors import NotLeader, StoreClosed, StoreError
+from control.store.errors import NotLeader, Removed, StoreClosed, StoreError
 from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
@@ -112,11 +112,14 @@ class Manager:
     ) -> Manager:
         """Open the state that the seat's backend keeps and bind `listen` (host:port, or unix:path; port 0 for any).
 
-        Raises ManagerError.
+        Raises ManagerError, or Removed if the state says that this manager is none any more.
         """
         store = Store(seat.backend, wall_ms)
         try:
             await store.open()
+        except Removed:
+            await store.close()
+            raise
         except StoreError as error:
             await store.close()
             raise ManagerError(str(error)) from error

@@ -14,14 +14,16 @@ import grpc
 import msgspec
 import pytest
 
-from control.home import DiskHome
+from control.home import DiskHome, Seating
 from control.manager import Manager
 from control.model import Network, NetworkSpec, Node, NodeSpec
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, DispatcherStub, MembershipStub
 from control.server.hop import HOP, leader_said
 from control.server.quorum import nobody_leads, survey
+from control.store.backend import Image
 from control.store.errors import Removed
+from control.store.fake import FakeBackend
 from tests.control.test_manager import Bootstrapped, bootstrap, description, until, wall_ms
 
 
@@ -224,3 +226,14 @@ async def test_a_leader_that_is_demoted_hands_over(tmp_path: Path) -> None:
         spec = msgspec.msgpack.encode(NodeSpec(role="worker"))
         await third.control.UpdateNode(pb.UpdateRequest(reference=first.node_id, spec=spec))
         await until(lambda: voters(second) == {second.node_id, third.node_id}, "it is taken out by its successor")
+
+
+async def test_a_manager_whose_removal_is_in_its_own_log_says_so() -> None:
+    """Not as a mistake that ends the daemon: it goes on as a worker."""
+
+    class Gone(FakeBackend):
+        async def load(self) -> Image:
+            raise Removed("node n is no manager of the cluster any more")
+
+    with pytest.raises(Removed):
+        await Manager.open(Seating("n", "disk", Gone()), listen="127.0.0.1:0", wall_ms=wall_ms)
