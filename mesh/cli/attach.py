@@ -59,8 +59,9 @@ def detach(session: Session, container: str, network: str) -> None:
     """Take a container off the networks that it was attached to, by `mesh attach` or by its labels.
 
     \b
-    Example:
+    Examples:
       mesh detach old-database
+      mesh detach --network web old-database
     """
     for line in session.client().detach(container, network):
         click.echo(line)
