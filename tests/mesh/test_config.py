@@ -94,6 +94,10 @@ def test_node_name_comes_from_the_host(tmp_path: Path, hostname: str, name: str)
         ("advertise_address", "fe80::1", "fe80::1"),
         ("data_address", "eth1.100", "eth1.100"),
         ("executor", "docker", "docker"),
+        ("store", "", ""),
+        ("store", "etcds://10.0.0.1,10.0.0.2/mesh?ca=/etc/ca.pem", "etcds://10.0.0.1,10.0.0.2/mesh?ca=/etc/ca.pem"),
+        ("store", "file:/etc/meshd/store@home", "file:/etc/meshd/store@home"),
+        ("managers", "10.0.0.1:7377 boss.lan:7377", ("10.0.0.1:7377", "boss.lan:7377")),
     ],
 )
 def test_good_values(key: str, value: object, read: object) -> None:
@@ -117,6 +121,13 @@ def test_good_values(key: str, value: object, read: object) -> None:
             'f.toml: advertise_address must be an address or a device, with or without a port, not "a b"',
         ),
         ('dns_upstreams = ["dns.org"]', 'f.toml: dns_upstreams must list ADDRESS or ADDRESS:PORT, not "dns.org"'),
+        ('store = "redis://x"', "must be empty, etcd://..., etcds://... or file:/PATH"),
+        (
+            'store = "etcd://me:secret@host/mesh"',
+            "f.toml: store must not hold a user name or password: "
+            "everybody on this machine sees it; use etcds:// with cert=",
+        ),
+        ('managers = ["10.0.0.1"]', 'f.toml: managers must list HOST:PORT, not "10.0.0.1"'),
         ("dns_upstreams = [1]", "f.toml: dns_upstreams must be a list of addresses, not [1]"),
         (f"dns_upstreams = {['1.1.1.1'] * 17}", "f.toml: dns_upstreams takes at most 16 servers, not 17"),
         (
