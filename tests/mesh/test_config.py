@@ -121,11 +121,14 @@ def test_good_values(key: str, value: object, read: object) -> None:
             'f.toml: advertise_address must be an address or a device, with or without a port, not "a b"',
         ),
         ('dns_upstreams = ["dns.org"]', 'f.toml: dns_upstreams must list ADDRESS or ADDRESS:PORT, not "dns.org"'),
-        ('store = "redis://x"', "must be empty, etcd://..., etcds://... or file:/PATH"),
+        (
+            'store = "redis://x:secret@y"',
+            'f.toml: store must be empty, etcd://..., etcds://... or file:/PATH of a file with such a URL, not "redis..."',
+        ),
         (
             'store = "etcd://me:secret@host/mesh"',
-            "f.toml: store must not hold a user name or password: "
-            "everybody on this machine sees it; use etcds:// with cert=",
+            "f.toml: store must not hold a user name or password: everybody on this machine sees it; use etcds:// with "
+            "cert=",
         ),
         ('managers = ["10.0.0.1"]', 'f.toml: managers must list HOST:PORT, not "10.0.0.1"'),
         ("dns_upstreams = [1]", "f.toml: dns_upstreams must be a list of addresses, not [1]"),
