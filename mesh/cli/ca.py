@@ -53,7 +53,15 @@ def show(session: Session, format_: str) -> None:
 @click.option("--ca-key", type=click.File("rb"), metavar="FILE", help="Its key, PEM, without a passphrase.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until all nodes have followed.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", default=600.0, show_default=True)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    metavar="SECONDS",
+    default=600.0,
+    show_default=True,
+    help="How long to wait; the change goes on by itself.",
+)
 @pass_session
 def rotate(
     session: Session,
