@@ -130,9 +130,9 @@ def _store(value: object) -> object:
     text = _text(value)
     if text and not text.startswith(("etcd://", "etcds://", "file:/")):
         shown = text.partition(":")[0]  # the rest may hold a password
-        raise _Bad(f'must be empty, etcd://..., etcds://... or file:/PATH of a file with such a URL, not "{shown}..."')
+        raise _Bad(f'must be empty, etcd://..., etcds://... or file:/PATH of a file with a URL, not "{shown}..."')
     if text.startswith("etcd") and "@" in text.partition("?")[0]:
-        raise _Bad("must not hold a user name or password: everybody on this machine sees it; use etcds:// with cert=")
+        raise _Bad("must not hold a user name or password: everybody here sees it; use etcds:// with cert=")
     return text
 
 

@@ -123,12 +123,11 @@ def test_good_values(key: str, value: object, read: object) -> None:
         ('dns_upstreams = ["dns.org"]', 'f.toml: dns_upstreams must list ADDRESS or ADDRESS:PORT, not "dns.org"'),
         (
             'store = "redis://x:secret@y"',
-            'f.toml: store must be empty, etcd://..., etcds://... or file:/PATH of a file with such a URL, not "redis..."',
+            'f.toml: store must be empty, etcd://..., etcds://... or file:/PATH of a file with a URL, not "redis..."',
         ),
         (
             'store = "etcd://me:secret@host/mesh"',
-            "f.toml: store must not hold a user name or password: everybody on this machine sees it; use etcds:// with "
-            "cert=",
+            "f.toml: store must not hold a user name or password: everybody here sees it; use etcds:// with cert=",
         ),
         ('managers = ["10.0.0.1"]', 'f.toml: managers must list HOST:PORT, not "10.0.0.1"'),
         ("dns_upstreams = [1]", "f.toml: dns_upstreams must be a list of addresses, not [1]"),
