@@ -62,8 +62,8 @@ install: ## the product in a virtual environment of its own under /opt/meshd, wi
 	$(PREFIX)/bin/pip install -q --no-deps .
 	install -D -m 644 README.md $(PREFIX)/README.md
 	ln -sf $(PREFIX)/bin/mesh $(PREFIX)/bin/meshd /usr/local/bin/
-	install -D -m 644 mesh/daemon/meshd.service /etc/systemd/system/meshd.service
-	@echo "now: systemctl enable --now meshd"
+	install -D -m 644 -t /etc/systemd/system mesh/daemon/meshd.service mesh/daemon/meshd-docker.socket
+	@echo "now: systemctl enable --now meshd-docker.socket meshd"
 
 clean: ## remove what make made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
