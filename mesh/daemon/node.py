@@ -317,6 +317,7 @@ class Node:
             return pb.InfoReply(state="idle", node_name=self.config.node_name)
         agent = self._agent
         errors = agent.outcome.errors if agent is not None and agent.outcome is not None else ()
+        troubles = agent.gossip.troubles() if agent is not None and agent.gossip is not None else ()
         return pb.InfoReply(
             state="active",
             node_id=self.identity.node_id,
@@ -329,7 +330,7 @@ class Node:
             balancer=agent.session.description.balancer if agent is not None else "",
             sequence=agent.session.assignments.sequence if agent is not None else 0,
             repairs=int(agent.reconciler.repairs.value) if agent is not None else 0,
-            error="; ".join(errors) or self._problem(agent),
+            error="; ".join((*errors, *troubles)) or self._problem(agent),
         )
 
     def _is_connected(self) -> bool:
