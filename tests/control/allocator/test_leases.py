@@ -52,9 +52,7 @@ def test_the_network_keeps_half_of_its_addresses() -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), [(Node, "n1"), (Network, "a")])
-def test_leases_and_attachments_go_with_node_and_network(
-    cls: type[Node] | type[Network], name: str
-) -> None:
+def test_leases_and_attachments_go_with_node_and_network(cls: type[Node] | type[Network], name: str) -> None:
     made = cluster("n1", "n2")
     made.put(wish(0))
     made.settle()
