@@ -36,8 +36,16 @@ def _files(*parts: str) -> tuple[str, ...]:
 # One lane per processor, the runs of a lane one after the other: (name, which begins with the balancer, tests). Each
 # run makes a lab, which takes as long as a dozen tests. What gives the lab IPv6 comes last. nftables has all of
 # tests/netns on the machine's own kernel.
+# Encrypted networks: the kernel of the machine has WireGuard, this one may have it in user space only.
+_ENCRYPTED = tuple(
+    f"tests/netns/test_overlay_encrypted.py::test_{name}"
+    for name in ("what_is_on_the_wire_is_wireguard_and_nothing_else", "a_key_is_replaced_without_losing_a_packet")
+)
 _LANES: Lanes = (
-    (("ipvs", _files("vip_paths", "vip_life", "vip_reconcile", "vip_schedulers", "vip_ipvs")),),
+    (
+        ("ipvs", _files("vip_paths", "vip_life", "vip_reconcile", "vip_schedulers", "vip_ipvs")),
+        ("nftables-encrypted", _ENCRYPTED),
+    ),
     (
         ("nftables", _files("vip_paths", "vip_life", "vip_ipv6")),
         ("ipvs-more", _files("vip_adoption", "vip_frames", "vip_moves", "ports_places", "vip_ipv6")),
