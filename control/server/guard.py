@@ -142,6 +142,8 @@ class Guard(grpc.aio.ServerInterceptor):
         metadata = dict(context.invocation_metadata() or ())
         if not metadata.keys() & {HOP, CALLER, WHO}:
             return who
+        if who.role == "worker" and holder.role == "manager":
+            return who  # it was demoted, and hands on what its own users ask for: that counts as its own
         said = parse_uri(str(metadata[WHO])) if WHO in metadata else who.holder
         if who.role != "manager" or said is None:
             await self._refuse(call, who, context, f"{who} hands on a call, which only managers do")

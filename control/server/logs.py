@@ -149,14 +149,14 @@ class LogsService(LogsServicer):
             changed = [event.after for event in events if isinstance(event.after, Task)]
             for task in changed if isinstance(item, Commit) else view.tasks_of_service(service.id):
                 if task.service_id == service.id and _prints(task):
-                    self._ask(reader, view, task)
+                    self._ask(reader, view, task, whole=True)
             if view.get(Service, service.id) is None:
                 reader.more = False
                 reader.news.set()
                 return
 
-    def _ask(self, reader: _Reader, view: Snapshot, task: Task) -> None:
-        """Demand one log from the node that has it."""
+    def _ask(self, reader: _Reader, view: Snapshot, task: Task, *, whole: bool = False) -> None:
+        """Demand one log from the node that has it; `whole`: the reader was there first."""
         if task.id in reader.asked or len(reader.asked) >= LOGS_MAX:
             return
         reader.asked.add(task.id)
@@ -166,7 +166,7 @@ class LogsService(LogsServicer):
         reader.logs[one.demand] = one
         self._demands[one.demand] = reader
         asked = pb.LogDemand(demand=one.demand, task_id=task.id, follow=reader.request.follow)
-        if reader.request.HasField("tail"):
+        if reader.request.HasField("tail") and not whole:
             asked.tail = reader.request.tail
         if not self._tell(task.node_id, pb.ManagerMessage(log_demand=asked)):
             if not is_terminal(task.status.state):  # of what has ended there is nothing on a node that is gone

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import grpc
 import msgspec
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 ENLIST_TIMEOUT_S = 25.0
 # A manager that knows of no leader for so long asks others whether it still belongs to them.
 LEADERLESS_S = 10.0
+# Managers that were left behind by a recovery may have a majority among themselves, and go on, until they look.
+RECOVERED_LOOK_S = 3.0
 # Between attempts to be let in, or to tell a new address.
 OUT_POLL_S = 0.5
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
@@ -149,6 +151,8 @@ class Managing:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.run())
             group.create_task(self._keep_place(self.manager))
+            if self._home.kind == "disk":
+                group.create_task(self._look_for_recovery(self.manager))
 
     async def _keep_place(self, manager: Manager) -> None:
         """Tell the leader where this manager is, since that may have changed; and again whenever none is known."""
@@ -160,12 +164,29 @@ class Managing:
                 await asyncio.wait([manager.store.turn()])
             await asyncio.sleep(LEADERLESS_S)
 
+    async def _look_for_recovery(self, manager: Manager) -> None:
+        """The cluster that was recovered last is the one that counts: take a place in it."""
+        while True:
+            await asyncio.sleep(RECOVERED_LOOK_S)
+            reply = await survey(self._edge, None, {address: address for address in self._managers()})
+            ahead = max(reply.managers, key=lambda row: row.said.recoveries, default=None)
+            if ahead is None or not ahead.address or ahead.said.recoveries <= manager.roll.recoveries():
+                continue
+            try:
+                answer = await self._ask([ahead.address], enrolled=True)
+            except grpc.aio.AioRpcError as error:
+                log.warning("left behind by a recovery", extra={"manager": ahead.address, "reason": error.details()})
+            else:
+                if answer.seat:
+                    raise _Reseated(answer)
+
     async def _enlist(self, *, enrolled: bool) -> pb.EnlistReply:
         """Until a leader has answered: take the place that it gives, or have told it where this manager is."""
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                reply = await self._ask(enrolled=enrolled)
+                known = (*((self._identity().address,) * enrolled), *self._managers())
+                reply = await self._ask(dict.fromkeys(known), enrolled=enrolled)
                 if not enrolled:
                     await self._home.enrol(reply.cluster_id, reply.seat)
             except (grpc.aio.AioRpcError, HomeError) as error:
@@ -189,7 +210,7 @@ class Managing:
         if found := {look.node_id: look.quorum_address for look in said if look.quorum_address}:
             self.manager.meet(found)
 
-    async def _ask(self, *, enrolled: bool) -> pb.EnlistReply:
+    async def _ask(self, addresses: Iterable[str], *, enrolled: bool) -> pb.EnlistReply:
         """The first manager that answers. Raises AioRpcError of the last."""
         identity = self._identity()
         request = pb.EnlistRequest(
@@ -201,7 +222,6 @@ class Managing:
             store=self._home.kind,
         )
         failure: grpc.aio.AioRpcError | None = None
-        addresses = list(dict.fromkeys((*((identity.address,) * enrolled), *self._managers())))
         for address in addresses:
             try:
                 async with self._edge.channel(address) as channel:
