@@ -484,7 +484,7 @@ def test_a_key_is_replaced_without_losing_a_packet(world: World, tasks: tuple[Ta
     for said in (there, back):
         sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
         assert received == sent, [line for line in said if "no answer" in line]
-        assert sent > 100
+        assert sent > 40  # a quick machine has done it within half a second
 
 
 def test_both_hosts_replace_their_keys_at_the_same_time_without_losing_a_packet(
@@ -509,7 +509,7 @@ def test_both_hosts_replace_their_keys_at_the_same_time_without_losing_a_packet(
         assert [slots(world, host) for host in world.hosts] == [[(1, False)], [(1, False)]]
     sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
     assert received == sent, [line for line in said if "no answer" in line]
-    assert sent > 100
+    assert sent > 40  # a quick machine has done it within half a second
 
 
 # --- sizes and families -------------------------------------------------------------------------------------------
