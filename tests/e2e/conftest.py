@@ -28,7 +28,8 @@ class Cluster:
         """Run the command on a host."""
         done = self.lab.exec(host, ["mesh", *args], timeout=TIMEOUT_S)
         if check:
-            assert done.returncode == 0, f"{host} $ mesh {' '.join(args)}: {done.stdout}{done.stderr}"
+            said = f"{host} $ mesh {' '.join(args)}: {done.stdout}{done.stderr}"
+            assert done.returncode == 0, f"{said}\n{self.logs()}"
         return done
 
     def task(self, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +87,7 @@ class Cluster:
         ends = []
         for host in self.hosts:
             log = self.lab.directory / host / "meshd.log"
-            ends.append(f"--- {host}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]))
+            ends.append(f"--- {host}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-40:]))
         return "\n".join(ends)
 
 
