@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from control.store.backend import Image
 from control.store.errors import Removed
 from control.store.fake import FakeBackend
 from tests.control.test_manager import Bootstrapped, bootstrap, description, until, wall_ms
+from tests.ports import free_port
 
 
 @dataclass
@@ -110,12 +110,6 @@ async def until_removed(manager: Manager) -> None:
 
 def voters(seen_by: Member) -> set[str]:
     return {member.node_id for member in seen_by.manager.store.members() if member.voter}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

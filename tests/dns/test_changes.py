@@ -15,6 +15,7 @@ import dnslib
 
 from dns.plan import DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
 from dns.service import NameServer
+from tests.ports import free_port
 
 SERVICES = 10_000
 CHANGES = 400
@@ -67,9 +68,7 @@ def ask_until(stop: threading.Event, port: int, history: History, wrong: list[st
 
 
 async def test_every_answer_is_right_at_its_time() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     services = [service(i, 0) for i in range(SERVICES)]
     history, wrong, counts = History(), [], [[1], [2]]
     listener = Listener(None, IPv4Address("127.0.0.1"), port, WEB)

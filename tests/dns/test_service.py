@@ -20,6 +20,7 @@ import pytest
 from dns.legacy import Legacy
 from dns.plan import DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
 from dns.service import NameServer
+from tests.ports import free_port
 
 GATEWAY = IPv4Address("10.91.0.1")
 WEB = "n-web"
@@ -40,12 +41,6 @@ def plan(port: int, *services: ServiceNames, netns: str | None = None, address: 
         networks=(NetworkNames(WEB, "web", GATEWAY, services),),
         nodes={"h1": IPv4Address("192.0.2.1")},
     )
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

@@ -21,6 +21,7 @@ from control.store.journal import Journal
 from control.transport.service import listening
 from tests.control.conformance.disk import FaultyDisk
 from tests.control.conformance.proxy import Proxy
+from tests.ports import free_port
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 FAST = Options(tick_s=0.03)  # elections take half a second to one
@@ -97,9 +98,7 @@ class RaftWorld:
         members = tuple(Member(f"n{i}.{i + 1}", voter=True) for i in range(self.managers))
         begin = bootstrap(Configuration(members, joined=self.managers))
         for i in range(self.managers):
-            sock = listening("127.0.0.1", 0)
-            self.ports.append(sock.getsockname()[1])
-            sock.close()
+            self.ports.append(free_port())
             disk = RealDisk(self.directory / f"n{i}")
             journal, _ = await Journal.open(disk, "c1", segment_bytes=SEGMENT_BYTES)
             await journal.append(begin.hard_state, begin.entries)

@@ -6,16 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
+from tests.ports import free_ports
 
 
 class Etcd:

@@ -18,7 +18,8 @@ from control.store.aesgcm import Keys as AesKeys
 from control.store.backend import Committed, Failed, Following, Leading, Replaced
 from control.store.errors import BackendFailed, WrongCluster
 from tests.control.conformance.seen import Seen, names, opened, outcome, put
-from tests.control.etcd.server import Etcd, free_ports
+from tests.control.etcd.server import Etcd
+from tests.ports import free_ports
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from control.transport.service import listening
 from control.transport.spool import BytesSource
 from control.transport.wire import CHUNK_BYTES, Hello, Kind, encode, frame, preamble, seed_of
 from tests.control.transport.twins import Note
+from tests.ports import free_ports
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 
@@ -106,14 +107,6 @@ async def test_unknown_peers_are_told(make):
 
 
 # --- breaks, and other addresses --------------------------------------------------------------------------------------
-
-
-def free_ports(count):
-    socks = [listening("127.0.0.1", 0) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
 
 
 async def test_a_peer_that_comes_later_is_found(make):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gossip.serf_client import SerfClient, SerfConnectionError, SerfError
+from tests.ports import free_ports
 
 Kind = Literal["serf", "mesh"]
 ROOT = Path(__file__).parents[3]
@@ -166,23 +166,4 @@ def until(done: Callable[[], bool], timeout_s: float, why: Callable[[], str] = s
     return time.monotonic() - start
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now, for TCP and UDP."""
-    probes: list[socket.socket] = []
-    ports: list[int] = []
-    while len(ports) < count:
-        stream, packets = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
-        probes += (stream, packets)
-        stream.bind(("127.0.0.1", 0))
-        port = stream.getsockname()[1]
-        try:
-            packets.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        ports.append(port)
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-__all__ = ["Cluster", "Kind", "Node", "SerfError", "free_ports", "until"]
+__all__ = ["Cluster", "Kind", "Node", "SerfError", "until"]

@@ -21,6 +21,7 @@ from control.model import Meta, Object, TaskStatus
 from control.rpc import control_pb2 as pb
 from mesh.cli.main import run
 from tests.mesh.cli.fake import NOW_MS, Mesh, make_network, make_node, make_service, make_task, wire
+from tests.ports import free_port
 
 API = make_service("api")
 TASK = make_task(API, 1, make_node(1), TaskState.STARTING)
@@ -139,13 +140,6 @@ def test_completion_scripts(shell: str, word: str, capfd: pytest.CaptureFixture[
 
 
 # --- dns ------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ask(port: int, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from mesh.daemon.identity import Identity, IdentityError
 from mesh.daemon.notify import notify
 from mesh.daemon.scrape import serve_metrics
 from mesh.metrics import Metrics
+from tests.ports import free_port
 
 WHO = Identity(
     node_id="n1", node_number=1, secret="s", cluster_id="c", role="worker", data_address="10.0.0.1", managers=("m:1",)
@@ -75,9 +76,7 @@ def test_what_the_name_server_counts_is_read_when_it_is_asked_for() -> None:
 
 
 async def test_metrics_are_served_and_junk_is_refused() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     metrics = Metrics()
     metrics.counter("meshd_repairs_total", "Repairs").add(3)
 

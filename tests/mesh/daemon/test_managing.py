@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,16 +21,11 @@ from control.rpc.control_pb2_grpc import ControlStub, MembershipStub
 from control.server.edge import Edge
 from mesh.daemon.identity import Identity
 from mesh.daemon.managing import Managing
+from tests.ports import free_port
 
 
 def wall_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
