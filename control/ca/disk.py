@@ -1,6 +1,6 @@
 """What a node keeps of its own: its key, its certificate, and the roots it believes. In `<state_dir>/tls`.
 
-    key.pem     its private key, for as long as it is a member (0600)
+    key.pem     its private key, for as long as it is a member (0600); not on a manager that is locked (control.vault)
     chain.pem   its certificate, and what links it to the roots
     roots.pem   the roots it believes
 
@@ -47,37 +47,55 @@ class Shelf:
         file = self.path / _KEY
         try:
             if not file.exists():
-                _replace(file, key_pem(new_key()))
+                replace_file(file, key_pem(new_key()))
             return load_key(_read(file))
         except (OSError, CaError) as error:
             raise CredentialsError(f"cannot use the key of this node in {file}: {error}") from error
 
-    def save(self, chain: bytes, roots: bytes) -> Credentials:
-        """A new certificate, and what to believe from now on. Raises CredentialsError."""
-        key = self.key()
+    def save(self, chain: bytes, roots: bytes, kept: bytes = b"") -> Credentials:
+        """A new certificate, and what to believe from now on; `kept` as for `load`. Raises CredentialsError."""
         try:
+            key = load_key(kept) if kept else self.key()
             if load_certificates(chain)[0].public_key() != key.public_key():
                 raise CredentialsError("the certificate that a manager sent is not for the key of this node")
             load_certificates(roots)
-            _replace(self.path / _CHAIN, chain)
-            _replace(self.path / _ROOTS, roots)
+            replace_file(self.path / _CHAIN, chain)
+            replace_file(self.path / _ROOTS, roots)
         except (OSError, CaError) as error:
             raise CredentialsError(f"cannot keep a new certificate in {self.path}: {error}") from error
         return Credentials(key_pem(key), chain, roots)
 
-    def load(self) -> Credentials | None:
-        """What is kept; None if there is nothing. Raises CredentialsError."""
-        if not (self.path / _ROOTS).exists():
+    @property
+    def exists(self) -> bool:
+        """Whether this node is a member of a cluster."""
+        return (self.path / _ROOTS).exists()
+
+    def load(self, kept: bytes = b"") -> Credentials | None:
+        """What is kept; None if there is nothing. `kept` is the key where it is kept elsewhere (control.vault).
+
+        Raises CredentialsError.
+        """
+        if not self.exists:
             return None
         check_mode(self.path)
         try:
-            found = Credentials(*(_read(self.path / name) for name in (_KEY, _CHAIN, _ROOTS)))
+            key = kept or _read(self.path / _KEY)
+            found = Credentials(key, *(_read(self.path / name) for name in (_CHAIN, _ROOTS)))
             if load_certificates(found.chain)[0].public_key() != load_key(found.key).public_key():
                 raise CredentialsError(f"the key and the certificate in {self.path} do not belong together")
             load_certificates(found.roots)
         except (OSError, CaError) as error:
             raise CredentialsError(f"cannot use the certificate in {self.path}: {error}") from error
         return found
+
+    def show_key(self, key: bytes) -> None:
+        """Have the key, PEM, in its file. Raises OSError."""
+        if not (self.path / _KEY).exists():
+            replace_file(self.path / _KEY, key)
+
+    def hide_key(self) -> None:
+        """The key is kept elsewhere: have no file of it."""
+        (self.path / _KEY).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Forget all of it; the key first."""
@@ -106,7 +124,8 @@ def _read(path: Path) -> bytes:
         return file.read(PEM_MAX_BYTES + 1)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600, whole and durably. Raises OSError."""
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
