@@ -49,6 +49,7 @@ _READ = _all("local", "manager", "viewer", "operator", "admin")
 _RUN = _all("local", "manager", "operator", "admin")  # what runs on the cluster
 _GOVERN = _all("local", "manager", "admin")  # who is in it, and its secrets
 _SELF: _Rights = {"worker": _OWN, "manager": _YES}  # a manager for itself, and for those who asked it
+_OWNED: _Rights = dict.fromkeys(("viewer", "operator", "admin"), _OWN)  # each user, for itself
 _LOCAL = _all("local")
 
 TABLE: Final[dict[str, _Rights]] = {
@@ -66,6 +67,8 @@ TABLE: Final[dict[str, _Rights]] = {
     "Control/Backup": _GOVERN,
     "Control/GetAuthority": _READ,
     "Control/RotateAuthority": _GOVERN,
+    "Control/AddUser": _GOVERN,
+    "Control/RenewUser": _OWNED,
     "Membership/Join": _all("manager"),  # newcomers come by the door for them (control.server.enrolment)
     "Membership/Enlist": _SELF,
     "Membership/Renew": _SELF,

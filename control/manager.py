@@ -93,7 +93,7 @@ class Manager:
         membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit, wall_ms)
         self.control = ForwardingControl(control, self._leaders, store)
         self.membership = ForwardingMembership(membership, self._leaders, store)
-        self.trust = Trust(store, edge, audit)
+        self.trust = Trust(store, edge, audit, wall_ms)
         self.dispatcher = DispatcherService(store, wall_ms, random.Random(), self._leaders.address)
         self.logs = ForwardingLogs(LogsService(store, self.dispatcher.tell, new_id), self._leaders, store)
         self.leader = Leader(store, decisions, _cores(new_id), wall_ms)

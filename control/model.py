@@ -498,6 +498,7 @@ class User(Value, frozen=True, kw_only=True):
     meta: Meta = Meta()
     role: UserRole
     key_digest: str = ""  # of the key that the certificate is for: an earlier one of the same name is refused
+    expires_ms: int = 0  # when the certificate ends, and every renewal of it
 
 
 Object = Cluster | Node | Network | Service | Task | RestingAddress | Lease | Attachment | Authority | User

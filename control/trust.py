@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -46,8 +47,8 @@ class Founding:
 class Trust:
     """See the module. Without credentials in `edge`, callers come over sockets of this machine, or are tests."""
 
-    def __init__(self, store: Store, edge: Edge, audit: Audit) -> None:
-        self._store, self._credentials = store, edge.credentials
+    def __init__(self, store: Store, edge: Edge, audit: Audit, wall_ms: Callable[[], int]) -> None:
+        self._store, self._credentials, self._wall_ms = store, edge.credentials, wall_ms
         self.guard = Guard(self._standing, audit, secure=True)
         self.secure = edge.credentials is not None
         self._membership: ForwardingMembership | None = None
@@ -83,7 +84,7 @@ class Trust:
         return (await self._membership.let_in(request, address)).SerializeToString()
 
     def _standing(self, who: Caller, certificate: bytes) -> Caller | str:
-        return standing(self._store.view(), who, certificate)
+        return standing(self._store.view(), who, certificate, self._wall_ms() / 1000)
 
 
 def found(cluster_id: str, node_id: str, root: Root | None, csr: bytes, now_s: float) -> Founding:

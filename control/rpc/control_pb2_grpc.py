@@ -110,6 +110,16 @@ class ControlStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
                 _registered_method=True)
+        self.AddUser = channel.unary_unary(
+                '/mesh.control.v1.Control/AddUser',
+                request_serializer=control_dot_rpc_dot_control__pb2.AddUserRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.UserReply.FromString,
+                _registered_method=True)
+        self.RenewUser = channel.unary_unary(
+                '/mesh.control.v1.Control/RenewUser',
+                request_serializer=control_dot_rpc_dot_control__pb2.RenewUserRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.UserReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -183,7 +193,7 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """network, service, node
+        """network, service, node, user
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +221,20 @@ class ControlServicer:
 
     def RotateAuthority(self, request, context):
         """Begins a change of the root; with an empty request, to a new one of the cluster's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUser(self, request, context):
+        """A certificate for somebody who calls over TCP; taken back by Remove of the user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewUser(self, request, context):
+        """Another certificate for the same key, with the same end, by the root that signs now; a user for itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +312,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RotateAuthority,
                     request_deserializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.AuthorityReply.SerializeToString,
+            ),
+            'AddUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddUser,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.AddUserRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.UserReply.SerializeToString,
+            ),
+            'RenewUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewUser,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.RenewUserRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.UserReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -674,6 +708,60 @@ class Control:
             '/mesh.control.v1.Control/RotateAuthority',
             control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/AddUser',
+            control_dot_rpc_dot_control__pb2.AddUserRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.UserReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/RenewUser',
+            control_dot_rpc_dot_control__pb2.RenewUserRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.UserReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,7 +61,7 @@ class ControlStub:
     UpdateCluster: _grpc.UnaryUnaryMultiCallable[_control_pb2.UpdateRequest, _control_pb2.Object]
     """spec: ClusterSpec"""
     Remove: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveRequest, _control_pb2.RemoveReply]
-    """network, service, node"""
+    """network, service, node, user"""
     RotateToken: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]
     Backup: _grpc.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]
     """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
@@ -69,6 +69,10 @@ class ControlStub:
     """The root that is believed, and how far a change of it is."""
     RotateAuthority: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]
     """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+    AddUser: _grpc.UnaryUnaryMultiCallable[_control_pb2.AddUserRequest, _control_pb2.UserReply]
+    """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
+    RenewUser: _grpc.UnaryUnaryMultiCallable[_control_pb2.RenewUserRequest, _control_pb2.UserReply]
+    """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -98,7 +102,7 @@ class ControlAsyncStub(ControlStub):
     UpdateCluster: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateRequest, _control_pb2.Object]  # type: ignore[assignment]
     """spec: ClusterSpec"""
     Remove: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveRequest, _control_pb2.RemoveReply]  # type: ignore[assignment]
-    """network, service, node"""
+    """network, service, node, user"""
     RotateToken: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateTokenRequest, _control_pb2.RotateTokenReply]  # type: ignore[assignment]
     Backup: _aio.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPiece]  # type: ignore[assignment]
     """The whole store as a file for `meshd restore`, in pieces. It holds the secrets of the cluster."""
@@ -106,6 +110,10 @@ class ControlAsyncStub(ControlStub):
     """The root that is believed, and how far a change of it is."""
     RotateAuthority: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]  # type: ignore[assignment]
     """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+    AddUser: _aio.UnaryUnaryMultiCallable[_control_pb2.AddUserRequest, _control_pb2.UserReply]  # type: ignore[assignment]
+    """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
+    RenewUser: _aio.UnaryUnaryMultiCallable[_control_pb2.RenewUserRequest, _control_pb2.UserReply]  # type: ignore[assignment]
+    """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     """--- the API of the managers -----------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RemoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RemoveReply, _abc.Awaitable[_control_pb2.RemoveReply]]:
-        """network, service, node"""
+        """network, service, node, user"""
 
     @_abc_1.abstractmethod
     def RotateToken(
@@ -224,6 +232,22 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.AuthorityReply, _abc.Awaitable[_control_pb2.AuthorityReply]]:
         """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+
+    @_abc_1.abstractmethod
+    def AddUser(
+        self,
+        request: _control_pb2.AddUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UserReply, _abc.Awaitable[_control_pb2.UserReply]]:
+        """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
+
+    @_abc_1.abstractmethod
+    def RenewUser(
+        self,
+        request: _control_pb2.RenewUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UserReply, _abc.Awaitable[_control_pb2.UserReply]]:
+        """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 
 from control.ca import rotation
+from control.dispatcher.sessions import managers
 from control.lifecycle import Writer
 from control.model import (
     Cluster,
@@ -27,10 +28,11 @@ from control.model import (
     Service,
     ServiceSpec,
     Task,
+    User,
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer
-from control.server import certificates, networks, nodes, services
+from control.server import certificates, networks, nodes, services, users
 from control.server.filters import predicate
 from control.server.hop import LEADER
 from control.server.objects import spec_from_wire, to_wire
@@ -42,7 +44,7 @@ from control.store.backup import write_backup
 from control.store.errors import NotLeader, StoreError
 from control.store.store import Commit, Resync, Store
 from control.store.tables import Snapshot
-from control.store.txn import Change, name_of
+from control.store.txn import Change, Delete, Put, name_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 U = TypeVar("U", Cluster, Node, Service)
@@ -172,6 +174,8 @@ class ControlService(ControlServicer):
     async def UpdateNode(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
         async with answering(context):
             spec = spec_from_wire(request.spec, NodeSpec)
+            if spec.role != "manager":
+                await self._store.barrier()  # a farewell that waits for a lost majority would come when nobody expects it
 
             def decide(view: Snapshot, node: Node) -> list[Change]:
                 changes = nodes.update_node(view, node, spec)
@@ -215,6 +219,31 @@ class ControlService(ControlServicer):
             )
             return _authority_reply(self._store.view())
 
+    # --- users ------------------------------------------------------------------------------------------------------
+
+    async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
+        asked = (request.name, request.role, request.csr, request.life_s)
+        return await self._certify(lambda view, *now: users.add(view, *asked, *now), context)
+
+    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
+        return await self._certify(lambda view, *now: users.renew(view, request.reference, request.csr, *now), context)
+
+    async def _certify(
+        self, issue: Callable[[Snapshot, float, bytes], users.IssuedUser], context: Context
+    ) -> pb.UserReply:
+        async with answering(context):
+            now_s, serial = self._wall_ms() / 1000, self._random_bytes()
+            issued: list[users.IssuedUser] = []
+
+            def decide(view: Snapshot) -> list[Change]:
+                issued[:] = [issue(view, now_s, serial)]
+                return [Put(issued[0].user)]
+
+            await self._change(decide)
+            return pb.UserReply(
+                certificate=issued[0].chain, roots=issued[0].roots, managers=managers(self._store.view())
+            )
+
     # --- removal ----------------------------------------------------------------------------------------------------
 
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
@@ -227,6 +256,8 @@ class ControlService(ControlServicer):
                     await self._change(lambda view: self._remove_node(view, id_, force=request.force))
                 case Service(id=id_):
                     await self._remove_service(id_)
+                case User(id=id_):
+                    await self._change(lambda view: _remove_user(find(view, User, id_)))
                 case _:
                     raise Refusal("INVALID_ARGUMENT", f"a {request.kind} cannot be removed")
             return pb.RemoveReply(id=obj.id)
@@ -318,7 +349,11 @@ async def _abort(context: Context, refusal: Refusal) -> None:
     await context.abort(grpc.StatusCode[refusal.code], str(refusal))
 
 
-def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network | Service | Task:
+def _remove_user(user: User) -> list[Change]:
+    return [Delete(User, user.id, user.meta.version)]
+
+
+def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network | Service | Task | User:
     match public_kind(kind):
         case cls if cls is Cluster:
             return find(view, Cluster, reference)
@@ -328,6 +363,8 @@ def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network
             return find(view, Network, reference)
         case cls if cls is Service:
             return find(view, Service, reference)
+        case cls if cls is User:
+            return find(view, User, reference)
         case _:
             return find(view, Task, reference)
 

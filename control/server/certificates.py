@@ -102,7 +102,7 @@ def finish_change(snapshot: Snapshot) -> list[Change]:
     return [Put(settled), Put(msgspec.structs.replace(cluster, worker_token=worker, manager_token=manager))]
 
 
-def standing(snapshot: Snapshot, who: Caller, certificate: bytes) -> Caller | str:
+def standing(snapshot: Snapshot, who: Caller, certificate: bytes, now_s: float = 0.0) -> Caller | str:
     """As whom a holder counts now: a demoted manager as a worker; or why it counts no more."""
     holder = who.holder
     if holder is None:
@@ -113,7 +113,11 @@ def standing(snapshot: Snapshot, who: Caller, certificate: bytes) -> Caller | st
     if not holder.is_node:
         user = snapshot.get(User, holder.id)
         stands = user is not None and user.role == holder.role and _is_key(user.key_digest, certificate)
-        return who if stands else f"{who} is no user of this cluster (any more)"
+        if not stands:
+            return f"{who} is no user of this cluster (any more)"
+        if user is not None and 0 < user.expires_ms <= now_s * 1000:  # also on a connection that was made before
+            return f"the certificate of {who} has expired"
+        return who
     node = snapshot.get(Node, holder.id)
     if node is None or not _is_key(node.key_digest, certificate):
         return f"{who} is not a member of the cluster (any more)"

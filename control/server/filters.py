@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from control.lifecycle import DESIRED_STATES, TaskState
-from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task
+from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task, User
 from control.server.references import find
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
@@ -56,6 +56,7 @@ _MATCHERS: dict[type[Object], dict[str, Matcher]] = {
         "node": lambda task, v: task.node_id == v,
         "desired-state": lambda task, v: task.desired_state.name.lower() == v,
     },
+    User: {"name": lambda user, v: user.id.startswith(v)},
 }
 # Keys whose values are words of ours; anything else is a slip.
 _WORDS: dict[str, frozenset[str]] = {

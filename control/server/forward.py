@@ -188,6 +188,12 @@ class ForwardingControl(ControlServicer):
     async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
         return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
 
+    async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
+        return cast("pb.UserReply", await self._pass("AddUser", request, context))
+
+    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
+        return cast("pb.UserReply", await self._pass("RenewUser", request, context))
+
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         await self._catch_up(context)
         async for event in self._own.Watch(request, context):

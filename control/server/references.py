@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import TypeVar
 
 from control.lifecycle import is_terminal
-from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task
+from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task, User
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, User)
 
 # What can be asked for over the API; resting addresses are the allocator's own business.
-PUBLIC: dict[str, type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task]] = {
+PUBLIC: dict[str, type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task] | type[User]] = {
     "cluster": Cluster,
     "node": Node,
     "network": Network,
     "service": Service,
     "task": Task,
+    "user": User,
 }
 _LISTED = 5  # ambiguous ids shown in a refusal
 
 
-def public_kind(kind: str) -> type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task]:
+def public_kind(kind: str) -> type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task] | type[User]:
     """The class of a kind. Raises Refusal."""
     cls = PUBLIC.get(kind)
     if cls is None:
@@ -40,6 +41,8 @@ def find(snapshot: Snapshot, cls: type[T], reference: str) -> T:
     exact = snapshot.get(cls, reference)
     if exact is not None:
         return exact
+    if cls is User:  # its id is its name: whoever means "alice" does not mean "alice2"
+        raise Refusal("NOT_FOUND", f'no user "{reference[:80]}"')
     named = [obj for obj in _named(snapshot, cls, reference) if isinstance(obj, cls)]
     found = named or snapshot.by_prefix(cls, reference)
     if len(found) > 1:

@@ -190,6 +190,12 @@ class ControlGate(ControlServicer):
     async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
         return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
 
+    async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
+        return cast("pb.UserReply", await self._pass("AddUser", request, context))
+
+    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
+        return cast("pb.UserReply", await self._pass("RenewUser", request, context))
+
     async def _pass(self, name: str, request: Any, context: Context) -> Any:
         """One call without a stream, handed on as it is."""
         own = self._node.own_control()

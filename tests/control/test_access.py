@@ -49,7 +49,7 @@ def test_roles_of_users_include_each_other() -> None:
         return {call for call in CALLS if access.right(call, role)}
 
     assert calls("viewer") < calls("operator") < calls("admin")
-    assert calls("viewer") <= access.READS
+    assert calls("viewer") <= access.READS | {"Control/RenewUser"}
     assert {"Control/Backup", "Control/RotateToken", "Control/UpdateNode"} <= calls("admin") - calls("operator")
 
 
@@ -62,7 +62,8 @@ def test_nobody_on_the_network_may_call_what_is_local() -> None:
 REMOVALS: list[tuple[CertificateRole, str, str, bool]] = [
     ("worker", "node", "me", True), ("worker", "node", "other", False), ("worker", "service", "me", False),
     ("viewer", "service", "x", False), ("operator", "service", "x", True), ("operator", "network", "x", True),
-    ("operator", "node", "x", False), ("admin", "node", "x", True), ("manager", "node", "x", True),
+    ("operator", "node", "x", False), ("operator", "user", "x", False), ("admin", "user", "x", True),
+    ("viewer", "user", "me", False), ("worker", "user", "me", False), ("admin", "node", "x", True), ("manager", "node", "x", True),
 ]  # fmt: skip
 
 

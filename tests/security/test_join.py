@@ -2,120 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import msgspec
 import pytest
 
-from control.audit import AuditLog
-from control.ca.contexts import Credentials
-from control.ca.greeting import enrolment_address
 from control.ca.names import holder_in
 from control.ca.requests import make_request
-from control.ca.root import CaError, key_pem, load_certificates, new_key
-from control.ca.verify import root_of_digest, verify_manager
-from control.home import DiskHome
-from control.manager import Bootstrapped, Manager
-from control.model import ClusterSpec, NodeDescription
+from control.ca.root import CaError, load_certificates, new_key
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, MembershipStub
 from control.server.edge import Edge
-from control.server.enrolment import enrol
 from control.server.refusal import Refusal
 from control.token import make_token, parse_token
-
-
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def free_pair() -> int:
-    """A port that is free, and the one below it."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = one.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port - 1)).close()
-            except OSError:
-                continue
-            return int(port)
-
-
-@dataclass
-class World:
-    """A manager, and what it needs to be asked."""
-
-    manager: Manager
-    made: Bootstrapped
-    address: str
-    credentials: Credentials
-    audit: Path
-
-    async def join(
-        self, name: str, token: str, *, key: object = None, csr: bytes | None = None, **more: str
-    ) -> pb.JoinReply:
-        description = msgspec.msgpack.encode(NodeDescription(hostname=name))
-        key = new_key() if key is None else key
-        asked = pb.JoinRequest(
-            token=token,
-            description=description,
-            data_address=f"192.0.2.{10 + int(name[1:])}",
-            csr=make_request(key) if csr is None else csr,  # type: ignore[arg-type]
-            **more,  # type: ignore[arg-type]
-        )
-        return pb.JoinReply.FromString(await self.ask(asked.SerializeToString(), token))
-
-    async def ask(self, request: bytes, token: str) -> bytes:
-        wanted = parse_token(token or self.made.worker_token).digest
-        now_s = wall_ms() / 1000
-        _, answer = await enrol(
-            enrolment_address(self.address),
-            lambda leaf, chain, roots: verify_manager(leaf, chain, [root_of_digest(roots, wanted)], now_s),
-            request,
-        )
-        return answer
-
-
-@asynccontextmanager
-async def a_world(directory: Path) -> AsyncIterator[World]:
-    port, key = free_pair(), new_key()
-    home, address = DiskHome(directory / "manager", "127.0.0.1:0"), f"127.0.0.1:{port}"
-    made = await Manager.bootstrap(
-        home,
-        spec=ClusterSpec(),
-        description=NodeDescription(hostname="h1"),
-        availability="active",
-        data_address="192.0.2.1",
-        address=address,
-        wall_ms=wall_ms,
-        csr=make_request(key),
-    )
-    mine = Credentials(key_pem(key), made.chain, made.roots)
-    audit = directory / "audit.log"
-    manager = await Manager.open(
-        home.seat(made.cluster_id, made.node_id, "127.0.0.1"),
-        listen=address,
-        wall_ms=wall_ms,
-        edge=Edge(lambda: mine),
-        audit=AuditLog(audit, wall_ms),
-    )
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(manager.run())
-        await manager.store.leading()
-        yield World(manager, made, address, mine, audit)
-        task.cancel()
-    await manager.close()
-
-
-def certified(reply: pb.JoinReply, key: object) -> Credentials:
-    return Credentials(key_pem(key), reply.certificate, reply.roots)  # type: ignore[arg-type]
+from tests.security.world import a_world, certified
 
 
 async def test_a_token_gives_its_role_and_nothing_else(tmp_path: Path) -> None:
@@ -202,7 +102,7 @@ async def test_a_worker_renews_for_itself_until_it_is_removed(tmp_path: Path) ->
 async def test_no_answer_and_no_object_of_the_api_holds_the_authoritys_key(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world, Edge(lambda: world.credentials).channel(world.address) as channel:
         stub = ControlStub(channel)
-        for kind in ("authority", "user", "resting_address"):
+        for kind in ("authority", "resting_address"):
             with pytest.raises(grpc.aio.AioRpcError, match="there is no kind"):
                 await stub.List(pb.ListRequest(kind=kind), timeout=10)
         said = (await stub.GetAuthority(pb.GetAuthorityRequest(), timeout=10)).SerializeToString()

@@ -1,0 +1,79 @@
+"""People and programs that call over TCP: certificates for them. Pure: a snapshot in, values out.
+
+A user's certificate ends when the record says (`User.expires_ms`). A renewal is for the same key and has the same end:
+it is there for a change of the root. Whoever shall stay longer is removed and added anew, by an administrator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from control.ca import rotation
+from control.ca.names import USER_ROLES, Holder, is_name
+from control.ca.requests import key_of_request
+from control.ca.root import DAY_S, LIFE_MIN_S, CaError, issue, key_digest, pem
+from control.model import User
+from control.server.certificates import authority_of, chain_of
+from control.server.refusal import Refusal
+from control.store.tables import Snapshot
+
+USER_LIFE_S = 365 * DAY_S
+USER_LIFE_MAX_S = 10 * USER_LIFE_S  # roots live for twenty years
+# Each is looked up by whoever calls; people and pipelines, not machines.
+USERS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedUser:
+    """A user as to be stored, the certificate with its chain, and the roots to believe (PEM)."""
+
+    user: User
+    chain: bytes
+    roots: bytes
+
+
+def add(snapshot: Snapshot, name: str, role: str, csr: bytes, life_s: float, now_s: float, random: bytes) -> IssuedUser:
+    """A new user. `life_s` 0: a year. Raises Refusal."""
+    if not is_name(name):
+        raise Refusal(
+            "INVALID_ARGUMENT",
+            f'"{name[:80]}" is no name for a user: up to 64 small letters, digits, ".", "_" and "-" between them',
+        )
+    if role not in USER_ROLES:
+        raise Refusal("INVALID_ARGUMENT", f'there is no role "{role[:40]}": there are {", ".join(USER_ROLES)}')
+    life_s = life_s or USER_LIFE_S
+    if not LIFE_MIN_S <= life_s <= USER_LIFE_MAX_S:
+        raise Refusal("INVALID_ARGUMENT", "a user's certificate lasts between an hour and ten years")
+    if snapshot.get(User, name) is not None:
+        raise Refusal("ALREADY_EXISTS", f'user "{name}" already exists: remove it first for another certificate')
+    if len(snapshot.all(User)) >= USERS_MAX:
+        raise Refusal("FAILED_PRECONDITION", f"there are {USERS_MAX} users already: remove some first")
+    user = User(id=name, role=role, expires_ms=int((now_s + life_s) * 1000))
+    return _certify(snapshot, user, csr, now_s, random)
+
+
+def renew(snapshot: Snapshot, name: str, csr: bytes, now_s: float, random: bytes) -> IssuedUser:
+    """Another certificate for a user that is there, for the key that it has. Raises Refusal."""
+    user = snapshot.get(User, name)
+    if user is None:
+        raise Refusal("NOT_FOUND", f'no user "{name[:80]}"')
+    return _certify(snapshot, user, csr, now_s, random)
+
+
+def _certify(snapshot: Snapshot, user: User, csr: bytes, now_s: float, random: bytes) -> IssuedUser:
+    authority = authority_of(snapshot)
+    try:
+        key = key_of_request(csr)
+        found = key_digest(key)
+        if user.key_digest not in ("", found):
+            raise Refusal("UNAUTHENTICATED", f'the key is not that of user "{user.id}"')
+        signer = rotation.signer(authority)
+        holder = Holder(snapshot.cluster().id, user.role, user.id)
+        leaf = issue(signer, holder, key, now_s, random, user.expires_ms / 1000 - now_s)
+    except CaError as error:
+        raise Refusal("INVALID_ARGUMENT", str(error)) from error
+    ends_ms = int(leaf.not_valid_after_utc.timestamp() * 1000)  # not after the root
+    stored = User(
+        id=user.id, meta=user.meta, role=user.role, key_digest=found, expires_ms=min(user.expires_ms, ends_ms)
+    )
+    return IssuedUser(stored, chain_of(leaf_pem=pem(leaf), signer=signer), rotation.bundle(authority))
