@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -77,6 +78,8 @@ from control.transport.seam import Identity, Tls
 from control.transport.service import Transport
 from control.transport.spool import Spool
 
+log = logging.getLogger(__name__)
+
 SPOOL_NAME = "incoming"  # the directory for snapshots of others, in that of the store
 # Entries with so much data are applied in one turn of the loop: some 700 objects, which take a follower's store 10 ms.
 OPTIONS = Options(apply_bytes=256 * 1024)
@@ -114,6 +117,7 @@ class RaftBackend:
         network: Network | None = None,
         peers: Mapping[str, str] | None = None,
         ring: KeyRing | None = None,
+        keys_needed: Callable[[set[str]], None] | None = None,
         rng: random.Random | None = None,
         options: Options = OPTIONS,
         disk: Disk | None = None,
@@ -122,11 +126,12 @@ class RaftBackend:
         keep_entries: int = KEEP_ENTRIES,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
-        """`peers`: as for `set_peers`."""
+        """`peers`: as for `set_peers`; `keys_needed` is told by `load` which keys of the ring any file needs."""
         self._directory, self._cluster_id, self._node_id = directory, cluster_id, node_id
         self._network, self._options = network, options
         self._rng = rng or random.Random()
         self._disk = disk or RealDisk(directory)
+        self._ring, self._keys_needed = ring, keys_needed
         more = {"threads": threads} if threads is not None else {}
         self._open = partial(Journal.open, self._disk, cluster_id, ring, segment_bytes=segment_bytes, **more)
         self._log_limit_bytes, self._keep_entries = log_limit_bytes, keep_entries
@@ -150,6 +155,7 @@ class RaftBackend:
             self._seat = await sit(self._journal, self._disk, self._node_id)
             engine = await self._revive(self._journal, found)
             await self._catch_up(engine)
+            await self._tend_keys(engine, self._journal)
         except BackendFailed as error:
             self._error = error
             if self._journal is not None:
@@ -224,6 +230,33 @@ class RaftBackend:
             self._root = asyncio.get_running_loop().create_task(self._transport.run(), name="raft transport")
             self._root.add_done_callback(self._ended)
         engine.start(deliver, self._peers, self._transport)
+
+    # --- keys of the disk ---------------------------------------------------------------------------------------------
+
+    async def renew_key(self) -> None:
+        """What is written from now on is encrypted with the ring's current key. Raises as the store does."""
+        engine, journal = self._open_engine(), self._journal
+        assert journal is not None
+        await self._go_on_with_key(engine, journal)
+
+    async def _tend_keys(self, engine: Engine, journal: Journal) -> None:
+        """Forget keys that no file needs, which is known only here, where nothing is being written; use the current."""
+        try:
+            if self._keys_needed is not None:
+                self._keys_needed(await asyncio.to_thread(journal.keys_needed))
+        except OSError as error:
+            raise BackendFailed(f"cannot look after the keys of this manager: {error.strerror}") from error
+        if self._ring is not None and journal.key_id != self._ring.current().key_id:
+            await self._go_on_with_key(engine, journal)
+
+    async def _go_on_with_key(self, engine: Engine, journal: Journal) -> None:
+        """A new segment, and a snapshot so that the old ones can go."""
+        try:
+            await journal.rotate()
+        except Refused as error:  # no space: the next segment is under the new key anyway
+            log.warning("the log goes on with its old key for now", extra={"reason": str(error)})
+        else:
+            engine.snapshots.save()
 
     def _ended(self, root: asyncio.Task[None]) -> None:
         failure = None if root.cancelled() else root.exception()

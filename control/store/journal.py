@@ -32,7 +32,7 @@ from control.store.log import Log
 from control.store.record import Entry, HardState, SnapshotMeta
 from control.store.sealing import KeyRing, PlainRing
 from control.store.segments import FULL, SEGMENT_BYTES, Recovered, Segments
-from control.store.snapshots import SnapshotWriter, read_chunks, write_snapshot
+from control.store.snapshots import SnapshotWriter, keys_of_snapshots, read_chunks, write_snapshot
 from control.store.space import DiskLow, DiskRecovered, Space
 from control.store.wal import Batch
 
@@ -162,6 +162,15 @@ class Journal:
     def keys_in_use(self) -> set[str]:
         """Keys without which the log cannot be read; snapshots older than the last `save_snapshot` aside."""
         return self._segments.keys_in_use()
+
+    def keys_needed(self) -> set[str]:
+        """Those, and what snapshots that are on the disk name, done or not: blocks. Raises OSError."""
+        return self.keys_in_use() | keys_of_snapshots(self._disk)
+
+    @property
+    def key_id(self) -> str:
+        """What the segment that is written now is encrypted with."""
+        return self._segments.key_id
 
     def term(self, index: int) -> int | None:
         """Of an entry, or of the one just before the first; None if it is not there, or not any more."""

@@ -104,7 +104,12 @@ class Segments:
 
     def keys_in_use(self) -> set[str]:
         """Of all segments."""
-        return {segment.key_id for segment in self._segments}
+        return {segment.key_id for segment in tuple(self._segments)}  # a copy: another thread may add one
+
+    @property
+    def key_id(self) -> str:
+        """Of the segment that is written now."""
+        return self._segments[-1].key_id
 
     # --- recovery -------------------------------------------------------------------------------------------------
 
@@ -330,7 +335,9 @@ class Segments:
         try:
             while len(self._segments) > 1 and self._segments[0].last_index <= index:
                 old = self._segments.popleft()
-                if old.size_bytes == self._segment_bytes and _RECYCLED not in self._disk.names():
+                # What was written under another key, or none, must not wait on the disk until a spare is needed.
+                again = old.size_bytes == self._segment_bytes and old.key_id == self.key_id
+                if again and _RECYCLED not in self._disk.names():
                     self._disk.rename(_name(old.sequence), _RECYCLED)
                 else:
                     self._disk.remove(_name(old.sequence))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from control.store.disk import Disk
 from control.store.errors import BackendFailed, Damaged
@@ -123,6 +124,16 @@ def read_header(disk: Disk, name: str) -> SnapshotHeader | None:
         return first_record(disk.read_at(handle, 0, CHUNK_MAX_BYTES), SnapshotHeader)
     finally:
         disk.close(handle)
+
+
+def keys_of_snapshots(disk: Disk) -> set[str]:
+    """What any of them is encrypted with, also one that is being written. Raises OSError."""
+    found = set()
+    for name in disk.names():
+        with suppress(FileNotFoundError):  # it was removed, or given its name, meanwhile
+            if NAME.fullmatch(name.removesuffix(UNFINISHED)) and (header := read_header(disk, name)) is not None:
+                found.add(header.key_id)
+    return found
 
 
 def read_chunks(disk: Disk, cluster_id: str, ring: KeyRing, meta: SnapshotMeta, name: str = "") -> Iterator[bytes]:
