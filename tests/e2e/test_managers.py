@@ -154,7 +154,7 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     lab = Lab(f"etcd{os.getpid()}")
-    url = f"etcd://{CLIENT_ADDRESS}:2379/mesh?ttl=2"
+    url = f"etcd://{CLIENT_ADDRESS}:2379/mesh?ttl=6"
     try:
         lab.up(2, Daemon((*MESHD.command, "--store", url), MESHD.socket))
         command, environment = lab.command(
