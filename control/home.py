@@ -25,6 +25,7 @@ from control.roll import Electorate
 from control.store.backend import Backend
 from control.store.errors import StoreError
 from control.transport.seam import Tls
+from control.vault import Vault
 
 HomeKind = Literal["disk", "etcd"]
 # A URL of a store is a line; a file that is larger is some other file.
@@ -71,6 +72,7 @@ class Seating:
     electorate: Electorate | None = None
     quorum_address: str = ""  # where others reach it to agree
     newcomer: bool = False  # it may have to get its state from the others first
+    renew_key: Callable[[], Awaitable[None]] | None = None  # go on with another key, where this machine keeps the state
 
 
 class DiskHome:
@@ -78,8 +80,9 @@ class DiskHome:
 
     kind: HomeKind = "disk"
 
-    def __init__(self, directory: Path, listen: str, tls: Tls | None = None) -> None:
-        self._directory, self._listen, self._tls = directory, listen, tls
+    def __init__(self, directory: Path, listen: str, tls: Tls | None = None, vault: Vault | None = None) -> None:
+        """`vault` has the keys of what is kept; None, in tests: it is not encrypted."""
+        self._directory, self._listen, self._tls, self._vault = directory, listen, tls, vault
 
     def occupied(self) -> str:
         """See Home."""
@@ -92,8 +95,9 @@ class DiskHome:
         unfinished = self._directory.with_name(self._directory.name + ".new")
         try:
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-            await found(unfinished, cluster_id, node_id)
-            await fill(RaftBackend(unfinished, cluster_id, node_id))
+            await self._prepare()
+            await found(unfinished, cluster_id, node_id, ring=self._vault)
+            await fill(RaftBackend(unfinished, cluster_id, node_id, ring=self._vault))
             await asyncio.to_thread(_publish, unfinished, self._directory)
         except (OSError, StoreError) as error:
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
@@ -105,7 +109,8 @@ class DiskHome:
         try:
             place = msgspec.msgpack.decode(seat, type=Seat)
             await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-            await enrol(unfinished, cluster_id, place)
+            await self._prepare()
+            await enrol(unfinished, cluster_id, place, ring=self._vault)
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
             await asyncio.to_thread(_publish, unfinished, self._directory)
         except msgspec.MsgspecError as error:
@@ -116,6 +121,12 @@ class DiskHome:
     def seat(self, cluster_id: str, node_id: str, host: str) -> Seating:
         """See Home."""
         address, _, port = self._listen.rpartition(":")
+        vault = self._vault
+        try:
+            if vault is not None:
+                vault.prepare(plain=True)  # unless it has keys, this is a directory from before there were any
+        except OSError as error:
+            raise HomeError(f"cannot keep the keys of this manager: {error.strerror}") from error
         try:
             sock = socket.create_server(
                 (address.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -123,8 +134,15 @@ class DiskHome:
         except OSError as error:
             raise HomeError(f"cannot listen on {self._listen} for other managers: {error.strerror}") from error
         advertise = _join(host, sock.getsockname()[1])
-        backend = RaftBackend(self._directory, cluster_id, node_id, network=Network(sock, advertise, self._tls))
-        return Seating(node_id, self.kind, backend, backend, advertise, newcomer=True)
+        network = Network(sock, advertise, self._tls)
+        forget = vault.keep_only if vault is not None else None
+        backend = RaftBackend(self._directory, cluster_id, node_id, network=network, ring=vault, keys_needed=forget)
+        return Seating(node_id, self.kind, backend, backend, advertise, newcomer=True, renew_key=backend.renew_key)
+
+    async def _prepare(self) -> None:
+        """Have keys for a new directory. Raises OSError."""
+        if self._vault is not None:
+            await asyncio.to_thread(self._vault.prepare, plain=False)
 
     def quorum_address(self, host: str) -> str:
         """See Home."""
@@ -190,14 +208,14 @@ class EtcdHome:
         """See Home: what is in etcd belongs to all managers."""
 
 
-def home_of(store: str, directory: Path, listen: str, tls: Tls | None = None) -> Home:
+def home_of(store: str, directory: Path, listen: str, tls: Tls | None = None, vault: Vault | None = None) -> Home:
     """The home that a configuration names: "" the directory, a URL of etcd, or file:/PATH of a file with one.
 
-    `tls` is for managers that agree among themselves. Raises HomeError.
+    `tls` is for managers that agree among themselves, `vault` for what is on this disk. Raises HomeError.
     """
     if store.startswith("file:"):
         store = _read_url(Path(store.removeprefix("file:")))
-    return EtcdHome(store) if store else DiskHome(directory, listen, tls)
+    return EtcdHome(store) if store else DiskHome(directory, listen, tls, vault)
 
 
 def _read_url(path: Path) -> str:
