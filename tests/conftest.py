@@ -6,8 +6,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 
-# Real daemons, engines and peers, with their own clocks, on however much of two cores they get. Pure tests have none: there
-# a failure that goes away is a defect all the same. At most six in a run (pyproject.toml), each shown with its traceback.
+# Real daemons, engines and peers, with their own clocks, on however much of two cores they get. Pure tests have none:
+# there a failure that goes away is a defect all the same. At most six in a run (pyproject.toml), shown with tracebacks.
 REAL = ("e2e", "interop", "security", "control/processes", "control/conformance", "control/etcd", "control/transport")
 
 
