@@ -49,7 +49,6 @@ _READ = _all("local", "manager", "viewer", "operator", "admin")
 _RUN = _all("local", "manager", "operator", "admin")  # what runs on the cluster
 _GOVERN = _all("local", "manager", "admin")  # who is in it, and its secrets
 _SELF: _Rights = {"worker": _OWN, "manager": _YES}  # a manager for itself, and for those who asked it
-_OWNED: _Rights = dict.fromkeys(("viewer", "operator", "admin"), _OWN)  # each user, for itself
 _LOCAL = _all("local")
 
 TABLE: Final[dict[str, _Rights]] = {
@@ -67,8 +66,9 @@ TABLE: Final[dict[str, _Rights]] = {
     "Control/Backup": _GOVERN,
     "Control/GetAuthority": _READ,
     "Control/RotateAuthority": _GOVERN,
+    "Control/GetUnlockKey": _GOVERN,  # not among the reads: the audit log says who has asked for it
+    "Control/RotateUnlockKey": _GOVERN,
     "Control/AddUser": _GOVERN,
-    "Control/RenewUser": _OWNED,
     "Membership/Join": _all("manager"),  # newcomers come by the door for them (control.server.enrolment)
     "Membership/Enlist": _SELF,
     "Membership/Renew": _SELF,
@@ -86,6 +86,7 @@ TABLE: Final[dict[str, _Rights]] = {
     "Local/Trace": _LOCAL,
     "Local/QuorumStatus": _LOCAL,
     "Local/Attach": _LOCAL,
+    "Local/Unlock": _LOCAL,
 }
 
 # What who may remove; kinds that are not named need what governs the cluster.
@@ -108,7 +109,7 @@ READS: Final = frozenset(
         "Logs/Push",
     }
     | {name for name in TABLE if name.startswith("Local/")}
-) - {"Local/Init", "Local/Join", "Local/Leave"}
+) - {"Local/Init", "Local/Join", "Local/Leave", "Local/Unlock"}
 
 
 def name_of_call(method: str) -> str:

@@ -24,6 +24,7 @@ from control.home import Home, HomeError, Seating
 from control.ids import IdSource
 from control.leader import Core, Leader
 from control.lifecycle import Writer
+from control.lock import KEY_BYTES as UNLOCK_KEY_BYTES
 from control.model import Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus, Object
 from control.roll import Roll
 from control.rpc import control_pb2 as pb
@@ -42,7 +43,7 @@ from control.server.guard import Audit
 from control.server.logs import LogsService
 from control.server.managers import check_farewell
 from control.server.membership import MembershipService
-from control.server.nodes import availability_of
+from control.server.nodes import availability_of, with_lock
 from control.server.quorum import QuorumService, nobody_leads, survey
 from control.server.refusal import Refusal
 from control.spec import cluster_mistakes, is_hostname
@@ -76,6 +77,7 @@ class Bootstrapped:
     manager_token: str
     chain: bytes = b""  # its certificate, and the roots to believe; PEM
     roots: bytes = b""
+    unlock_key: str = ""  # with autolock
 
 
 class Manager:
@@ -83,6 +85,7 @@ class Manager:
 
     def __init__(self, store: Store, seat: Seating, edge: Edge, wall_ms: Callable[[], int], audit: Audit) -> None:
         self.store = store
+        self.renew_key = seat.renew_key
         decisions = asyncio.Lock()
         new_id = IdSource(random.SystemRandom())
         self.roll = Roll(store, seat.electorate, seat.node_id)
@@ -194,13 +197,15 @@ class Manager:
             gossip_keys=keymanager.new_ring(secrets.token_bytes),
             gossip_keys_ms=wall_ms(),
         )
+        cluster = with_lock(cluster, secrets.token_bytes(UNLOCK_KEY_BYTES))
         first = (cluster, node, founding.authority)
         try:
             await home.create(cluster_id, node.id, lambda backend: _write(backend, first, wall_ms))
         except HomeError as error:
             raise ManagerError(str(error)) from error
         tokens = cluster.worker_token, cluster.manager_token
-        return Bootstrapped(cluster_id, node.id, node.number, secret, *tokens, founding.chain, founding.roots)
+        papers = founding.chain, founding.roots
+        return Bootstrapped(cluster_id, node.id, node.number, secret, *tokens, *papers, cluster.unlock_key)
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """Serve the API on another server, too (the daemon's local socket): Control, with the same object."""

@@ -58,6 +58,7 @@ class ClusterSpec(Value, frozen=True, kw_only=True):
     vxlan_port: int = 4789
     gossip_port: int = 7946  # Serf's
     wireguard_port: int = 7947  # of encrypted networks; the next one while a node's key is replaced
+    autolock: bool = False  # managers that start need the unlock key
 
 
 class Cluster(Value, frozen=True, kw_only=True):
@@ -71,6 +72,8 @@ class Cluster(Value, frozen=True, kw_only=True):
     next_node_number: int = 1
     gossip_keys: tuple[str, ...] = ()  # base64, AES-256, the first one is used to send; none: no gossip
     gossip_keys_ms: int = 0  # when they were last changed (control.keymanager)
+    unlock_key: str = ""  # with autolock (control.lock); never told but by GetUnlockKey
+    unlock_version: int = 0  # its number; counted on when there is none, so no two keys share one
 
 
 # --- nodes --------------------------------------------------------------------------------------------------------

@@ -49,6 +49,45 @@ class Object(_message.Message):
 Global___Object: _TypeAlias = Object  # noqa: Y015
 
 @_typing.final
+class UnlockKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockKeyRequest: _TypeAlias = UnlockKeyRequest  # noqa: Y015
+
+@_typing.final
+class UnlockKeyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """"": the cluster has no autolock"""
+    version: _builtins.int
+    """its number"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockKeyReply: _TypeAlias = UnlockKeyReply  # noqa: Y015
+
+@_typing.final
 class AddUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -78,29 +117,6 @@ class AddUserRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddUserRequest: _TypeAlias = AddUserRequest  # noqa: Y015
-
-@_typing.final
-class RenewUserRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REFERENCE_FIELD_NUMBER: _builtins.int
-    CSR_FIELD_NUMBER: _builtins.int
-    reference: _builtins.str
-    """the name"""
-    csr: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        reference: _builtins.str = ...,
-        csr: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "reference", b"reference"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RenewUserRequest: _TypeAlias = RenewUserRequest  # noqa: Y015
 
 @_typing.final
 class UserReply(_message.Message):
@@ -811,6 +827,7 @@ class JoinRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     CSR_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     description: _builtins.bytes
     """NodeDescription"""
@@ -822,6 +839,8 @@ class JoinRequest(_message.Message):
     secret: _builtins.str
     csr: _builtins.bytes
     """PKCS 10, DER, of the node's key: the same one when it joins again"""
+    user: _builtins.str
+    """a user asks for another certificate for the key of the one before; nothing else is set"""
     def __init__(
         self,
         *,
@@ -832,10 +851,11 @@ class JoinRequest(_message.Message):
         node_id: _builtins.str = ...,
         secret: _builtins.str = ...,
         csr: _builtins.bytes = ...,
+        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr", b"csr", "data_address", b"data_address", "description", b"description", "node_id", b"node_id", "secret", b"secret", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr", b"csr", "data_address", b"data_address", "description", b"description", "node_id", b"node_id", "secret", b"secret", "token", b"token", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1404,6 +1424,40 @@ class PushedLogEnd(_message.Message):
 Global___PushedLogEnd: _TypeAlias = PushedLogEnd  # noqa: Y015
 
 @_typing.final
+class UnlockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockRequest: _TypeAlias = UnlockRequest  # noqa: Y015
+
+@_typing.final
+class UnlockReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockReply: _TypeAlias = UnlockReply  # noqa: Y015
+
+@_typing.final
 class QuorumReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1503,7 +1557,7 @@ class InfoReply(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     state: _builtins.str
-    """"idle" (no cluster), "active" """
+    """"idle" (no cluster), "active", "locked" (a manager that waits for the unlock key)"""
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -1553,6 +1607,8 @@ class InitRequest(_message.Message):
     DATA_ADDRESS_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_KEY_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     """host or host:port; empty: the only address of this machine"""
     data_address: _builtins.str
@@ -1560,6 +1616,10 @@ class InitRequest(_message.Message):
     spec: _builtins.bytes
     """ClusterSpec"""
     availability: _builtins.str
+    ca_certificate: _builtins.bytes
+    """PEM both: a root that is brought along"""
+    ca_key: _builtins.bytes
+    """empty with an external CA"""
     def __init__(
         self,
         *,
@@ -1567,10 +1627,12 @@ class InitRequest(_message.Message):
         data_address: _builtins.str = ...,
         spec: _builtins.bytes = ...,
         availability: _builtins.str = ...,
+        ca_certificate: _builtins.bytes = ...,
+        ca_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "data_address", b"data_address", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "data_address", b"data_address", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1584,10 +1646,13 @@ class InitReply(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     WORKER_TOKEN_FIELD_NUMBER: _builtins.int
     MANAGER_ADDRESS_FIELD_NUMBER: _builtins.int
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     worker_token: _builtins.str
     manager_address: _builtins.str
+    unlock_key: _builtins.str
+    """with autolock"""
     def __init__(
         self,
         *,
@@ -1595,10 +1660,11 @@ class InitReply(_message.Message):
         cluster_id: _builtins.str = ...,
         worker_token: _builtins.str = ...,
         manager_address: _builtins.str = ...,
+        unlock_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "manager_address", b"manager_address", "node_id", b"node_id", "worker_token", b"worker_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "manager_address", b"manager_address", "node_id", b"node_id", "unlock_key", b"unlock_key", "worker_token", b"worker_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

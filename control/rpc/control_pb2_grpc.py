@@ -110,14 +110,19 @@ class ControlStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.AuthorityReply.FromString,
                 _registered_method=True)
+        self.GetUnlockKey = channel.unary_unary(
+                '/mesh.control.v1.Control/GetUnlockKey',
+                request_serializer=control_dot_rpc_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.UnlockKeyReply.FromString,
+                _registered_method=True)
+        self.RotateUnlockKey = channel.unary_unary(
+                '/mesh.control.v1.Control/RotateUnlockKey',
+                request_serializer=control_dot_rpc_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.UnlockKeyReply.FromString,
+                _registered_method=True)
         self.AddUser = channel.unary_unary(
                 '/mesh.control.v1.Control/AddUser',
                 request_serializer=control_dot_rpc_dot_control__pb2.AddUserRequest.SerializeToString,
-                response_deserializer=control_dot_rpc_dot_control__pb2.UserReply.FromString,
-                _registered_method=True)
-        self.RenewUser = channel.unary_unary(
-                '/mesh.control.v1.Control/RenewUser',
-                request_serializer=control_dot_rpc_dot_control__pb2.RenewUserRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.UserReply.FromString,
                 _registered_method=True)
 
@@ -226,15 +231,21 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def AddUser(self, request, context):
-        """A certificate for somebody who calls over TCP; taken back by Remove of the user.
+    def GetUnlockKey(self, request, context):
+        """The key that managers which start are unlocked with; RotateUnlockKey makes another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RenewUser(self, request, context):
-        """Another certificate for the same key, with the same end, by the root that signs now; a user for itself.
+    def RotateUnlockKey(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUser(self, request, context):
+        """A certificate for somebody who calls over TCP; taken back by Remove of the user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -313,14 +324,19 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=control_dot_rpc_dot_control__pb2.RotateAuthorityRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.AuthorityReply.SerializeToString,
             ),
+            'GetUnlockKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUnlockKey,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.UnlockKeyRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.UnlockKeyReply.SerializeToString,
+            ),
+            'RotateUnlockKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateUnlockKey,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.UnlockKeyRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.UnlockKeyReply.SerializeToString,
+            ),
             'AddUser': grpc.unary_unary_rpc_method_handler(
                     servicer.AddUser,
                     request_deserializer=control_dot_rpc_dot_control__pb2.AddUserRequest.FromString,
-                    response_serializer=control_dot_rpc_dot_control__pb2.UserReply.SerializeToString,
-            ),
-            'RenewUser': grpc.unary_unary_rpc_method_handler(
-                    servicer.RenewUser,
-                    request_deserializer=control_dot_rpc_dot_control__pb2.RenewUserRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.UserReply.SerializeToString,
             ),
     }
@@ -719,6 +735,60 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def GetUnlockKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/GetUnlockKey',
+            control_dot_rpc_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.UnlockKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateUnlockKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Control/RotateUnlockKey',
+            control_dot_rpc_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.UnlockKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AddUser(request,
             target,
             options=(),
@@ -734,33 +804,6 @@ class Control:
             target,
             '/mesh.control.v1.Control/AddUser',
             control_dot_rpc_dot_control__pb2.AddUserRequest.SerializeToString,
-            control_dot_rpc_dot_control__pb2.UserReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RenewUser(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/mesh.control.v1.Control/RenewUser',
-            control_dot_rpc_dot_control__pb2.RenewUserRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.UserReply.FromString,
             options,
             channel_credentials,
@@ -1293,6 +1336,11 @@ class LocalStub:
                 request_serializer=control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
                 response_deserializer=control_dot_rpc_dot_control__pb2.QuorumReply.FromString,
                 _registered_method=True)
+        self.Unlock = channel.unary_unary(
+                '/mesh.control.v1.Local/Unlock',
+                request_serializer=control_dot_rpc_dot_control__pb2.UnlockRequest.SerializeToString,
+                response_deserializer=control_dot_rpc_dot_control__pb2.UnlockReply.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -1366,6 +1414,13 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Unlock(self, request, context):
+        """Gives a manager that has started locked the key to its state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1418,6 +1473,11 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.QuorumStatus,
                     request_deserializer=control_dot_rpc_dot_control__pb2.LookRequest.FromString,
                     response_serializer=control_dot_rpc_dot_control__pb2.QuorumReply.SerializeToString,
+            ),
+            'Unlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unlock,
+                    request_deserializer=control_dot_rpc_dot_control__pb2.UnlockRequest.FromString,
+                    response_serializer=control_dot_rpc_dot_control__pb2.UnlockReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1693,6 +1753,33 @@ class Local:
             '/mesh.control.v1.Local/QuorumStatus',
             control_dot_rpc_dot_control__pb2.LookRequest.SerializeToString,
             control_dot_rpc_dot_control__pb2.QuorumReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.control.v1.Local/Unlock',
+            control_dot_rpc_dot_control__pb2.UnlockRequest.SerializeToString,
+            control_dot_rpc_dot_control__pb2.UnlockReply.FromString,
             options,
             channel_credentials,
             insecure,

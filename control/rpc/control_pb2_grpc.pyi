@@ -69,10 +69,11 @@ class ControlStub:
     """The root that is believed, and how far a change of it is."""
     RotateAuthority: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]
     """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+    GetUnlockKey: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyReply]
+    """The key that managers which start are unlocked with; RotateUnlockKey makes another one."""
+    RotateUnlockKey: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyReply]
     AddUser: _grpc.UnaryUnaryMultiCallable[_control_pb2.AddUserRequest, _control_pb2.UserReply]
     """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
-    RenewUser: _grpc.UnaryUnaryMultiCallable[_control_pb2.RenewUserRequest, _control_pb2.UserReply]
-    """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -110,10 +111,11 @@ class ControlAsyncStub(ControlStub):
     """The root that is believed, and how far a change of it is."""
     RotateAuthority: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateAuthorityRequest, _control_pb2.AuthorityReply]  # type: ignore[assignment]
     """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
+    GetUnlockKey: _aio.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyReply]  # type: ignore[assignment]
+    """The key that managers which start are unlocked with; RotateUnlockKey makes another one."""
+    RotateUnlockKey: _aio.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyReply]  # type: ignore[assignment]
     AddUser: _aio.UnaryUnaryMultiCallable[_control_pb2.AddUserRequest, _control_pb2.UserReply]  # type: ignore[assignment]
     """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
-    RenewUser: _aio.UnaryUnaryMultiCallable[_control_pb2.RenewUserRequest, _control_pb2.UserReply]  # type: ignore[assignment]
-    """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     """--- the API of the managers -----------------------------------------------------------------------------------
@@ -234,20 +236,27 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         """Begins a change of the root; with an empty request, to a new one of the cluster's own."""
 
     @_abc_1.abstractmethod
+    def GetUnlockKey(
+        self,
+        request: _control_pb2.UnlockKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnlockKeyReply, _abc.Awaitable[_control_pb2.UnlockKeyReply]]:
+        """The key that managers which start are unlocked with; RotateUnlockKey makes another one."""
+
+    @_abc_1.abstractmethod
+    def RotateUnlockKey(
+        self,
+        request: _control_pb2.UnlockKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnlockKeyReply, _abc.Awaitable[_control_pb2.UnlockKeyReply]]: ...
+
+    @_abc_1.abstractmethod
     def AddUser(
         self,
         request: _control_pb2.AddUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.UserReply, _abc.Awaitable[_control_pb2.UserReply]]:
         """A certificate for somebody who calls over TCP; taken back by Remove of the user."""
-
-    @_abc_1.abstractmethod
-    def RenewUser(
-        self,
-        request: _control_pb2.RenewUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.UserReply, _abc.Awaitable[_control_pb2.UserReply]]:
-        """Another certificate for the same key, with the same end, by the root that signs now; a user for itself."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -469,6 +478,8 @@ class LocalStub:
     """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more."""
     QuorumStatus: _grpc.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.QuorumReply]
     """Asks every manager that is known here, and tells what they say: also when there is no leader."""
+    Unlock: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnlockRequest, _control_pb2.UnlockReply]
+    """Gives a manager that has started locked the key to its state."""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -493,6 +504,8 @@ class LocalAsyncStub(LocalStub):
     """A container of this node's engine, that others have started, becomes an endpoint; with `detach`, it is none any more."""
     QuorumStatus: _aio.UnaryUnaryMultiCallable[_control_pb2.LookRequest, _control_pb2.QuorumReply]  # type: ignore[assignment]
     """Asks every manager that is known here, and tells what they say: also when there is no leader."""
+    Unlock: _aio.UnaryUnaryMultiCallable[_control_pb2.UnlockRequest, _control_pb2.UnlockReply]  # type: ignore[assignment]
+    """Gives a manager that has started locked the key to its state."""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     """--- the local socket ------------------------------------------------------------------------------------------
@@ -574,5 +587,13 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.QuorumReply, _abc.Awaitable[_control_pb2.QuorumReply]]:
         """Asks every manager that is known here, and tells what they say: also when there is no leader."""
+
+    @_abc_1.abstractmethod
+    def Unlock(
+        self,
+        request: _control_pb2.UnlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnlockReply, _abc.Awaitable[_control_pb2.UnlockReply]]:
+        """Gives a manager that has started locked the key to its state."""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,6 +7,7 @@ Served over TCP and, by the same object, on the daemon's local socket. No tasks 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import grpc
 from control.ca import rotation
 from control.dispatcher.sessions import managers
 from control.lifecycle import Writer
+from control.lock import SALT_BYTES, backup_key_id, backup_sealer
 from control.model import (
     Cluster,
     ClusterSpec,
@@ -40,6 +42,7 @@ from control.server.references import find, public_kind
 from control.server.refusal import Refusal, of_store
 from control.server.transact import Decisions, transact
 from control.server.watching import Told, Watching, message
+from control.store.aesgcm import Keys
 from control.store.backup import write_backup
 from control.store.errors import NotLeader, StoreError
 from control.store.store import Commit, Resync, Store
@@ -175,7 +178,9 @@ class ControlService(ControlServicer):
         async with answering(context):
             spec = spec_from_wire(request.spec, NodeSpec)
             if spec.role != "manager":
-                await self._store.barrier()  # a farewell that waits for a lost majority would come when nobody expects it
+                await (
+                    self._store.barrier()
+                )  # a farewell that waits for a lost majority would come when nobody expects it
 
             def decide(view: Snapshot, node: Node) -> list[Change]:
                 changes = nodes.update_node(view, node, spec)
@@ -187,10 +192,10 @@ class ControlService(ControlServicer):
 
     async def UpdateCluster(self, request: pb.UpdateRequest, context: Context) -> pb.Object:
         async with answering(context):
-            spec = spec_from_wire(request.spec, ClusterSpec)
+            spec, unlock_random = spec_from_wire(request.spec, ClusterSpec), self._unlock_random()
             return await self._update(
                 lambda view: _seen(find(view, Cluster, request.reference), request.version),
-                lambda _, cluster: nodes.update_cluster(cluster, spec),
+                lambda _, cluster: nodes.update_cluster(cluster, spec, unlock_random),
             )
 
     async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenReply:
@@ -204,6 +209,19 @@ class ControlService(ControlServicer):
 
             await self._change(decide)
             return pb.RotateTokenReply(token=token)
+
+    async def GetUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        async with answering(context):
+            return _unlock_key_reply(self._store.view())
+
+    async def RotateUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        async with answering(context):
+            unlock_random = self._unlock_random()
+            await self._change(lambda view: nodes.rotate_unlock_key(view.cluster(), unlock_random))
+            return _unlock_key_reply(self._store.view())
+
+    def _unlock_random(self) -> bytes:
+        return self._random_bytes() + self._random_bytes()
 
     # --- trust ------------------------------------------------------------------------------------------------------
 
@@ -222,21 +240,12 @@ class ControlService(ControlServicer):
     # --- users ------------------------------------------------------------------------------------------------------
 
     async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
-        asked = (request.name, request.role, request.csr, request.life_s)
-        return await self._certify(lambda view, *now: users.add(view, *asked, *now), context)
-
-    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
-        return await self._certify(lambda view, *now: users.renew(view, request.reference, request.csr, *now), context)
-
-    async def _certify(
-        self, issue: Callable[[Snapshot, float, bytes], users.IssuedUser], context: Context
-    ) -> pb.UserReply:
         async with answering(context):
             now_s, serial = self._wall_ms() / 1000, self._random_bytes()
             issued: list[users.IssuedUser] = []
 
             def decide(view: Snapshot) -> list[Change]:
-                issued[:] = [issue(view, now_s, serial)]
+                issued[:] = [users.add(view, request.name, request.role, request.csr, request.life_s, now_s, serial)]
                 return [Put(issued[0].user)]
 
             await self._change(decide)
@@ -289,7 +298,8 @@ class ControlService(ControlServicer):
             view, term = self._store.view(), self._store.status().term
             with tempfile.TemporaryDirectory(prefix="meshd-backup-") as directory:
                 path = Path(directory) / "backup"
-                await asyncio.to_thread(write_backup, path, view.cluster().id, term, view)
+                ring = _backup_ring(view.cluster())
+                await asyncio.to_thread(write_backup, path, view.cluster().id, term, view, ring)
                 with path.open("rb") as file:
                     while data := await asyncio.to_thread(file.read, BACKUP_PIECE_BYTES):
                         yield pb.BackupPiece(data=data)
@@ -313,6 +323,19 @@ class ControlService(ControlServicer):
         await self._change(step)
         after = self._store.view().get(type(found[0]), found[0].id)
         return to_wire(after if after is not None else found[0])
+
+
+def _unlock_key_reply(view: Snapshot) -> pb.UnlockKeyReply:
+    cluster = view.cluster()
+    return pb.UnlockKeyReply(key=cluster.unlock_key, version=cluster.unlock_version)
+
+
+def _backup_ring(cluster: Cluster) -> Keys | None:
+    """What a backup is encrypted with: what a user has, who has autolock; None if there is nothing of that kind."""
+    if not cluster.unlock_key:
+        return None
+    key_id = backup_key_id(cluster.unlock_version, os.urandom(SALT_BYTES))
+    return Keys([backup_sealer(cluster.unlock_key, key_id, os.urandom)])
 
 
 def _authority_reply(view: Snapshot) -> pb.AuthorityReply:

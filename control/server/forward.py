@@ -188,11 +188,14 @@ class ForwardingControl(ControlServicer):
     async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
         return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
 
+    async def GetUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        return cast("pb.UnlockKeyReply", await self._pass("GetUnlockKey", request, context))
+
+    async def RotateUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        return cast("pb.UnlockKeyReply", await self._pass("RotateUnlockKey", request, context))
+
     async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
         return cast("pb.UserReply", await self._pass("AddUser", request, context))
-
-    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
-        return cast("pb.UserReply", await self._pass("RenewUser", request, context))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         await self._catch_up(context)

@@ -7,6 +7,7 @@ from ipaddress import AddressValueError, IPv4Address
 
 import msgspec
 
+from control.lock import make_unlock_key
 from control.model import Availability, Cluster, ClusterSpec, Node, NodeDescription, NodeSpec, NodeStatus, Role
 from control.server.networks import route_clashes
 from control.server.refusal import Refusal, mistaken
@@ -195,8 +196,8 @@ def is_last_manager(snapshot: Snapshot, node: Node) -> bool:
     return managers == {node.id}
 
 
-def update_cluster(cluster: Cluster, spec: ClusterSpec) -> list[Change]:
-    """Other settings. Only what every node can follow while it runs."""
+def update_cluster(cluster: Cluster, spec: ClusterSpec, unlock_random: bytes) -> list[Change]:
+    """Other settings. Only what every node can follow while it runs. `unlock_random` is for a key, if one is needed."""
     mistaken(cluster_mistakes(spec))
     if spec.vxlan_port != cluster.spec.vxlan_port:
         raise Refusal("FAILED_PRECONDITION", "the VXLAN port of a cluster is chosen at init and cannot be changed")
@@ -204,7 +205,24 @@ def update_cluster(cluster: Cluster, spec: ClusterSpec) -> list[Change]:
         raise Refusal("FAILED_PRECONDITION", "the gossip port of a cluster is chosen at init and cannot be changed")
     if spec.wireguard_port != cluster.spec.wireguard_port:
         raise Refusal("FAILED_PRECONDITION", "the WireGuard port of a cluster is chosen at init and cannot be changed")
-    return [Put(msgspec.structs.replace(cluster, spec=spec))] if spec != cluster.spec else []
+    updated = with_lock(msgspec.structs.replace(cluster, spec=spec), unlock_random)
+    return [Put(updated)] if updated != cluster else []
+
+
+def with_lock(cluster: Cluster, unlock_random: bytes) -> Cluster:
+    """A cluster with an unlock key if it is to have one, and without if not."""
+    if cluster.spec.autolock == bool(cluster.unlock_key):
+        return cluster
+    key = make_unlock_key(unlock_random) if cluster.spec.autolock else ""
+    return msgspec.structs.replace(cluster, unlock_key=key, unlock_version=cluster.unlock_version + 1)
+
+
+def rotate_unlock_key(cluster: Cluster, unlock_random: bytes) -> list[Change]:
+    """Another unlock key. Managers that are up lock themselves with it; one that is away keeps the one before."""
+    if not cluster.unlock_key:
+        raise Refusal("FAILED_PRECONDITION", 'the cluster has no unlock key: "mesh cluster update --autolock" first')
+    version, key = cluster.unlock_version + 1, make_unlock_key(unlock_random)
+    return [Put(msgspec.structs.replace(cluster, unlock_key=key, unlock_version=version))]
 
 
 def rotate_token(cluster: Cluster, role: str, random_bytes: bytes) -> tuple[list[Change], str]:

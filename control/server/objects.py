@@ -20,8 +20,10 @@ def to_wire(obj: Object) -> pb.Object:
     """An object for whoever makes the call: without what proves a node's identity, and what only some may see."""
     if isinstance(obj, Node):
         obj = msgspec.structs.replace(obj, secret_digest="")
-    elif isinstance(obj, Cluster) and not shown_secrets():
-        obj = msgspec.structs.replace(obj, worker_token="", manager_token="", gossip_keys=())
+    elif isinstance(obj, Cluster):
+        obj = msgspec.structs.replace(obj, unlock_key="")
+        if not shown_secrets():
+            obj = msgspec.structs.replace(obj, worker_token="", manager_token="", gossip_keys=())
     return pb.Object(kind=KIND_OF[type(obj)], value=_encoder.encode(obj))
 
 

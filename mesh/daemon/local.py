@@ -190,11 +190,14 @@ class ControlGate(ControlServicer):
     async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Context) -> pb.AuthorityReply:
         return cast("pb.AuthorityReply", await self._pass("RotateAuthority", request, context))
 
+    async def GetUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        return cast("pb.UnlockKeyReply", await self._pass("GetUnlockKey", request, context))
+
+    async def RotateUnlockKey(self, request: pb.UnlockKeyRequest, context: Context) -> pb.UnlockKeyReply:
+        return cast("pb.UnlockKeyReply", await self._pass("RotateUnlockKey", request, context))
+
     async def AddUser(self, request: pb.AddUserRequest, context: Context) -> pb.UserReply:
         return cast("pb.UserReply", await self._pass("AddUser", request, context))
-
-    async def RenewUser(self, request: pb.RenewUserRequest, context: Context) -> pb.UserReply:
-        return cast("pb.UserReply", await self._pass("RenewUser", request, context))
 
     async def _pass(self, name: str, request: Any, context: Context) -> Any:
         """One call without a stream, handed on as it is."""
