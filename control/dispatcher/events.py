@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from control.dispatcher.patience import Rumour
 from control.dispatcher.writes import Write
 from control.model import NodeState
 from control.rpc import control_pb2 as pb
@@ -68,7 +70,14 @@ class Written:
     number: int
 
 
-Event = Opened | Heard | Sent | Closed | Committed | Resynced | Written
+@dataclass(frozen=True, slots=True)
+class Rumoured:
+    """What gossip says of the nodes, by id, as this manager hears it. One that is not named counts as alive."""
+
+    nodes: Mapping[str, Rumour]
+
+
+Event = Opened | Heard | Sent | Closed | Committed | Resynced | Written | Rumoured
 
 
 # --- out ----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ arms one timer for `deadline`. Times are seconds of a monotonic clock. Semantics
 manager/dispatcher/dispatcher.go.
 
 A node is `unknown` when this manager has not heard of it yet, `ready` while it is heard within three heartbeat
-periods, then `down`; after a day down its tasks are orphaned. A stream that breaks changes nothing by itself: the node
-has until its deadline to come back. Each node has at most one stream; a new one ends the old.
+periods (sooner if gossip has it for dead, see `patience`), then `down`; after a day down its tasks are orphaned. A
+stream that breaks changes nothing by itself: the node has until its deadline to come back. Each node has at most one
+stream; a new one ends the old.
 
     Opened ──Hello, secret right──> session: Welcome, complete Assignments, then differences and answers
        └── anything else, or nothing for 10 s ──> Close
@@ -15,9 +16,8 @@ has until its deadline to come back. Each node has at most one stream; a new one
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 import msgspec
@@ -35,16 +35,19 @@ from control.dispatcher.events import (
     Opened,
     Output,
     Resynced,
+    Rumoured,
     Send,
     Sent,
     Status,
     Written,
 )
 from control.dispatcher.feed import Encoder, Feed
+from control.dispatcher.members import REGISTRATIONS, Member, Stream
+from control.dispatcher.patience import LOOK_AGAIN_S, Rumour, is_cut_off, longest_s, patience_s
 from control.dispatcher.renewals import Renewals
 from control.dispatcher.withdrawal import Withdrawals, began_to_drain, is_draining
 from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
-from control.model import Node, NodeDescription, NodeState, Task, TaskStatus
+from control.model import Node, NodeDescription, Task, TaskStatus
 from control.rpc import control_pb2 as pb
 from control.spec import DescriptionError, read_description
 from control.store.tables import Event as StoreEvent
@@ -53,13 +56,10 @@ from control.token import same, secret_digest
 
 # Changes within this time after a first one go to the nodes together.
 BATCH_S = 0.05
-# A node that registers more often than this is in a loop; the next attempt is refused.
-REGISTRATIONS, REGISTRATION_WINDOW_S = 3, 8.0
+# A node that registers REGISTRATIONS times within this is in a loop; the next attempt is refused.
+REGISTRATION_WINDOW_S = 8.0
 # Heartbeats of many nodes must not come in step.
 JITTER = 0.1
-# A node is down after this many periods without a word; after this many if a manager has just started, since all
-# nodes then have to find it first.
-GRACE_PERIODS, GRACE_PERIODS_UNKNOWN = 3, 6
 ORPHAN_AFTER_S = 86400.0
 # Messages that a stream may leave unread: at most 20 a second are made, so such a node is 12 s behind.
 UNREAD_MAX = 256
@@ -68,33 +68,6 @@ UNNAMED_MAX, HELLO_TIMEOUT_S = 1000, 10.0
 # `deadline` is never further off; a longer silence means that this process stood still, and says nothing of the nodes.
 TICK_S, STALL_S = 1.0, 1.0
 SENTENCE_MAX = 1000  # characters of a task's message; more is cut
-
-
-# --- state --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Stream:
-    id: int
-    address: str
-    hello_by: float
-    node: _Node | None = None
-    unread: int = 0
-
-
-@dataclass(slots=True)
-class _Node:
-    """A node of the store. `due` is when it is given up: declared down, or, once down, its tasks orphaned."""
-
-    id: str
-    state: NodeState
-    due: float
-    period_s: float
-    stream: _Stream | None = None
-    feed: Feed | None = None
-    applied: int = 0  # sequence that its kernel holds, in this session
-    registrations: deque[float] = field(default_factory=lambda: deque(maxlen=REGISTRATIONS))
-    acks: list[tuple[int, int]] = field(default_factory=list)  # (number of the write to wait for, number of the report)
 
 
 class Sessions:
@@ -110,13 +83,14 @@ class Sessions:
         self._version = snapshot.version
         self._rebuild = False
         self._flush_at: float | None = None
-        self._nodes: dict[str, _Node] = {}
-        self._streams: dict[int, _Stream] = {}
-        self._unnamed: dict[int, _Stream] = {}  # those that have not said who they are
+        self._nodes: dict[str, Member] = {}
+        self._streams: dict[int, Stream] = {}
+        self._unnamed: dict[int, Stream] = {}  # those that have not said who they are
         self._reports: dict[str, TaskStatus] = {}
         self._updates: dict[str, NodeUpdate] = {}
         self._orphaned: set[str] = set()
         self._attached: dict[str, AttachmentReport] = {}
+        self._rumours: Mapping[str, Rumour] = {}
         self._withdrawals = Withdrawals()
         self._renewals = Renewals()
         self._writing: Write | None = None
@@ -130,6 +104,7 @@ class Sessions:
         for node in self._nodes.values():
             if node.state == "ready":
                 node.state = "unknown"
+                self._set_due(node)
                 self._update(node.id, NodeUpdate("unknown", "a manager has just started and has not heard of it yet"))
         self._orphan_strays(snapshot.all(Task))
         self._withdraw(filter(is_draining, snapshot.all(Task)))
@@ -156,6 +131,8 @@ class Sessions:
                 self._resync(snapshot, now)
             case Written(number=number):
                 self._written(number)
+            case Rumoured(nodes=rumours):
+                self._follow_rumours(rumours)
         self._write()
 
     def wake(self, now: float) -> None:
@@ -203,7 +180,7 @@ class Sessions:
     # --- streams ----------------------------------------------------------------------------------------------------
 
     def _open(self, event: Opened, now: float) -> None:
-        stream = _Stream(event.stream, event.address, now + HELLO_TIMEOUT_S)
+        stream = Stream(event.stream, event.address, now + HELLO_TIMEOUT_S)
         self._streams[stream.id] = self._unnamed[stream.id] = stream
         if len(self._unnamed) > UNNAMED_MAX:
             self._close(stream, "RESOURCE_EXHAUSTED", "too many nodes are connecting at once: try again", "crowded")
@@ -224,8 +201,7 @@ class Sessions:
             return
         if kind == "heartbeat":
             node.period_s = self._period_s()
-        node.due = now + GRACE_PERIODS * node.period_s
-        self._next_due = min(self._next_due, node.due)
+        self._hear_of(node, now)
         match kind:
             case "heartbeat":
                 self._answer(node, stream)
@@ -240,7 +216,7 @@ class Sessions:
             case _:
                 self._counters["unknown_message"] += 1  # of a newer version
 
-    def _hello(self, stream: _Stream, hello: pb.Hello, now: float) -> None:
+    def _hello(self, stream: Stream, hello: pb.Hello, now: float) -> None:
         known = self._snapshot.get(Node, hello.node_id)
         if stream.node is not None:
             self._close(stream, "INVALID_ARGUMENT", "a session has only one Hello", "second_hello")
@@ -270,13 +246,13 @@ class Sessions:
         news = NodeUpdate("ready", "", description, stream.address or None, data_address or None)
         self._begin(node, known, stream, news, now)
 
-    def _begin(self, node: _Node, known: Node, stream: _Stream, news: NodeUpdate, now: float) -> None:
+    def _begin(self, node: Member, known: Node, stream: Stream, news: NodeUpdate, now: float) -> None:
         """The session of a node that has proved who it is."""
         del self._unnamed[stream.id]
         stream.node, node.stream = node, stream
         node.period_s = self._period_s()
-        node.state, node.due = "ready", now + GRACE_PERIODS * node.period_s
-        self._next_due = min(self._next_due, node.due)
+        node.state = "ready"
+        self._hear_of(node, now)
         self._orphaned.discard(node.id)
         self._update(node.id, news)
         self._flush()  # so that the complete set is as new as what the other nodes have
@@ -292,7 +268,7 @@ class Sessions:
         draining = [t.id for t in self._snapshot.tasks_on_node(node.id) if is_draining(t)]
         self._tell_withdrawn(node, [t for t in draining if not self._withdrawals.pending(t)])
 
-    def _answer(self, node: _Node, stream: _Stream, *, managers: Iterable[str] = ()) -> None:
+    def _answer(self, node: Member, stream: Stream, *, managers: Iterable[str] = ()) -> None:
         """To a heartbeat, or because something has changed that the node must know."""
         known = self._snapshot.get(Node, node.id)
         role = known.spec.role if known is not None else ""
@@ -318,7 +294,7 @@ class Sessions:
         self._send(node.stream, message)
         return True
 
-    def _send(self, stream: _Stream, message: pb.ManagerMessage) -> None:
+    def _send(self, stream: Stream, message: pb.ManagerMessage) -> None:
         if stream.id not in self._streams:
             return
         if stream.unread >= UNREAD_MAX:
@@ -327,7 +303,7 @@ class Sessions:
         stream.unread += 1
         self._out.append(Send(stream.id, message))
 
-    def _close(self, stream: _Stream, code: Code, sentence: str, counter: str) -> None:
+    def _close(self, stream: Stream, code: Code, sentence: str, counter: str) -> None:
         self._counters[counter] += 1
         self._out.append(Close(stream.id, code, sentence))
         self._forget_stream(stream.id)
@@ -345,7 +321,7 @@ class Sessions:
 
     # --- what nodes say ---------------------------------------------------------------------------------------------
 
-    def _report(self, stream: _Stream, node: _Node, report: pb.StatusReport) -> None:
+    def _report(self, stream: Stream, node: Member, report: pb.StatusReport) -> None:
         for task_id, data in report.statuses.items():
             self._report_task(node, task_id, data)
         # Acknowledged when all of it is durable: also what an earlier session of the node has brought already.
@@ -358,7 +334,7 @@ class Sessions:
         if len(node.acks) > UNREAD_MAX:
             self._close(stream, "RESOURCE_EXHAUSTED", "the node does not wait for acknowledgements", "slow")
 
-    def _report_task(self, node: _Node, task_id: str, data: bytes) -> None:
+    def _report_task(self, node: Member, task_id: str, data: bytes) -> None:
         task = self._snapshot.get(Task, task_id)
         if task is None:
             self._counters["unknown_task"] += 1
@@ -381,21 +357,21 @@ class Sessions:
         elif before != status:
             self._counters["regressions"] += 1
 
-    def _note_description(self, node: _Node, data: bytes) -> None:
+    def _note_description(self, node: Member, data: bytes) -> None:
         description = _description(data)
         if description is None:
             self._counters["undecodable"] += 1
         else:
             self._update(node.id, NodeUpdate(description=description))
 
-    def _note_attached(self, node: _Node, data: bytes) -> None:
+    def _note_attached(self, node: Member, data: bytes) -> None:
         report = read_report(data)
         if report is None:
             self._counters["undecodable"] += 1
         else:
             self._attached[node.id] = report
 
-    def _note_applied(self, node: _Node, sequence: int) -> None:
+    def _note_applied(self, node: Member, sequence: int) -> None:
         if node.feed is None or sequence > node.feed.sequence:
             self._counters["applied_ahead"] += 1
             return
@@ -475,14 +451,14 @@ class Sessions:
         for node in self._nodes.values():
             self._check_withdrawals(node)
 
-    def _check_withdrawals(self, node: _Node) -> None:
+    def _check_withdrawals(self, node: Member) -> None:
         gone = node.state == "down" or node.id not in self._nodes
         self._withdrawals.check(node.id, lambda version: gone or self.caught_up(node.id, version))
         for node_id, task_ids in self._withdrawals.finished():
             if node_id in self._nodes:
                 self._tell_withdrawn(self._nodes[node_id], task_ids)
 
-    def _tell_withdrawn(self, node: _Node, task_ids: Iterable[str]) -> None:
+    def _tell_withdrawn(self, node: Member, task_ids: Iterable[str]) -> None:
         found = list(task_ids)
         if found and node.stream is not None:
             self._send(node.stream, pb.ManagerMessage(withdrawn=pb.Withdrawn(task_ids=found)))
@@ -495,11 +471,27 @@ class Sessions:
                 self._add_node(node, now)
 
     def _add_node(self, node: Node, now: float) -> None:
-        period_s = self._period_s()
-        down = node.status.state == "down"
-        due = now + (ORPHAN_AFTER_S if down else GRACE_PERIODS_UNKNOWN * period_s)
-        self._nodes[node.id] = _Node(node.id, node.status.state, due, period_s)
-        self._next_due = min(self._next_due, due)
+        found = Member(node.id, node.status.state, now, now + ORPHAN_AFTER_S, self._period_s())
+        found.rumour = self._rumours.get(node.id, "alive")
+        self._nodes[node.id] = found
+        if found.state != "down":
+            self._hear_of(found, now)
+
+    def _hear_of(self, node: Member, now: float) -> None:
+        """It lives, or from now on is to be heard of."""
+        node.since = now
+        self._set_due(node)
+
+    def _follow_rumours(self, rumours: Mapping[str, Rumour]) -> None:
+        self._rumours = rumours
+        for node in self._nodes.values():
+            node.rumour = rumours.get(node.id, "alive")
+            if node.state != "down":
+                self._set_due(node)
+
+    def _set_due(self, node: Member) -> None:
+        node.due = node.since + patience_s(node.state, node.rumour, node.period_s)
+        self._next_due = min(self._next_due, node.due)
 
     def _remove_node(self, node_id: str) -> None:
         node = self._nodes.pop(node_id, None)
@@ -522,19 +514,24 @@ class Sessions:
         for stream in [s for s in self._unnamed.values() if now >= s.hello_by]:
             self._close(stream, "INVALID_ARGUMENT", f"no Hello within {HELLO_TIMEOUT_S:g} s", "no_hello")
         for node in [n for n in self._nodes.values() if now >= n.due]:
+            last = node.since + longest_s(node.state, node.period_s) if node.state != "down" else now
             if node.state == "down":
                 node.due = float("inf")
                 self._orphaned.add(node.id)
+            elif now < last and is_cut_off(n.sign(now) for n in self._nodes.values()):
+                node.due = min(last, now + LOOK_AGAIN_S)
             else:
                 self._give_up(node, now)
         dues = [node.due for node in self._nodes.values()]
         dues += [stream.hello_by for stream in self._unnamed.values()]
         self._next_due = min(dues, default=float("inf"))
 
-    def _give_up(self, node: _Node, now: float) -> None:
-        periods = GRACE_PERIODS if node.state == "ready" else GRACE_PERIODS_UNKNOWN
-        message = f"nothing heard of it for {periods * node.period_s:.1f} s"
-        node.state, node.due = "down", now + ORPHAN_AFTER_S
+    def _give_up(self, node: Member, now: float) -> None:
+        message = f"nothing heard of it for {now - node.since:.1f} s"
+        if now < node.since + longest_s(node.state, node.period_s):
+            message += ", and gossip has it for dead"
+            self._counters["nodes_lost_early"] += 1
+        node.state, node.since, node.due = "down", now, now + ORPHAN_AFTER_S
         self._counters["nodes_lost"] += 1
         self._update(node.id, NodeUpdate("down", message))
         self._check_withdrawals(node)
@@ -549,6 +546,7 @@ class Sessions:
             self._counters["stalls"] += 1
             self._next_due += gap
             for node in self._nodes.values():
+                node.since += gap
                 node.due += gap
             for stream in self._unnamed.values():
                 stream.hello_by += gap

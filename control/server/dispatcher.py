@@ -13,7 +13,7 @@ import itertools
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -29,11 +29,13 @@ from control.dispatcher.events import (
     Heard,
     Opened,
     Resynced,
+    Rumoured,
     Send,
     Sent,
     Status,
     Written,
 )
+from control.dispatcher.patience import Rumour
 from control.dispatcher.sessions import Sessions
 from control.dispatcher.writes import Write, node_changes, report_changes
 from control.lifecycle import Writer
@@ -106,6 +108,7 @@ class DispatcherService(DispatcherServicer):
         """`leader`: where another manager that leads is, "" if none is known."""
         self._store, self._wall_ms, self._random, self._leader = store, wall_ms, random_source, leader
         self._core: Sessions | None = None  # while this manager leads
+        self._rumours: Mapping[str, Rumour] = {}
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, _Outbox] = {}
         self._kick = asyncio.Event()
@@ -118,6 +121,7 @@ class DispatcherService(DispatcherServicer):
         watcher = self._store.watch(view.version)
         self._writes = asyncio.Queue(1)
         self._core = Sessions(view, _now(), self._random)
+        self._core.receive(Rumoured(self._rumours), _now())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_time())
@@ -142,6 +146,12 @@ class DispatcherService(DispatcherServicer):
     def open_streams(self) -> int:
         """Streams that have a handler, also those that the core has given up already."""
         return len(self._outboxes)
+
+    def rumour(self, nodes: Mapping[str, Rumour]) -> None:
+        """What gossip says of the nodes, from now on; also for the next time that this manager leads."""
+        if nodes != self._rumours:
+            self._rumours = nodes
+            self._feed(Rumoured(nodes))
 
     def caught_up(self, node_id: str, version: int) -> bool:
         """Whether a node's kernel holds all that concerns it up to a store version."""

@@ -127,9 +127,10 @@ class Agent:
         metrics.table("meshd_dns_total", "What the name server did", lambda: names.status().counters)
         metrics.table("meshd_dns", "What the name server holds", lambda: names.status().levels, kind="gauge")
         self.gossip: Gossip | None = None
+        self.rumoured = asyncio.Event()  # set whenever gossip says something else
         if doors.gossip is not None:
-            kick = self.reconciler.kick
-            self.gossip = Gossip(doors.gossip, identity.node_id, identity.data_address, state_dir, wall_ms, kick)
+            heard = self._rumoured
+            self.gossip = Gossip(doors.gossip, identity.node_id, identity.data_address, state_dir, wall_ms, heard)
         self._group: asyncio.TaskGroup | None = None
         self._save = asyncio.Event()
         self._leaving = False
@@ -186,6 +187,10 @@ class Agent:
             await self.gossip.leave()
         await self.reconciler.apply_once()
         self._file.unlink(missing_ok=True)
+
+    def _rumoured(self) -> None:
+        self.rumoured.set()
+        self.reconciler.kick()
 
     # --- containers of others ---------------------------------------------------------------------------------------
 

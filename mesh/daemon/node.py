@@ -70,6 +70,8 @@ CONNECT_TIMEOUT_S = 10.0
 CONNECT_POLL_S = 0.02
 # The local server gives calls in flight this long at the end.
 LOCAL_GRACE_S = 0.5
+# A manager that has just been opened hears what gossip says at most so much later.
+RUMOURS_S = 2.0
 
 
 class _Left(Exception):
@@ -191,6 +193,7 @@ class Node:
                 group.create_task(self._until_left(self._agent))
                 group.create_task(self._follow_executors(self._agent, description))
                 group.create_task(self._follow_managers(self._agent, managing, renewal))
+                group.create_task(_tell_rumours(self._agent, managing))
         except* _Left:
             log.info("leaving the cluster")
         finally:
@@ -563,6 +566,17 @@ class Node:
             except (OSError, EOFError, BadFrame) as error:
                 failure = getattr(error, "strerror", None) or str(error) or "it does not answer in time"
         raise StateError(f"no manager answers at {', '.join(managers)}: {failure}")
+
+
+async def _tell_rumours(agent: Agent, managing: Managing) -> None:
+    """Keep the manager of this process, whenever there is one, up to what gossip says of the nodes."""
+    while agent.gossip is not None:
+        agent.rumoured.clear()
+        if managing.manager is not None:
+            managing.manager.dispatcher.rumour(agent.gossip.rumours().nodes)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RUMOURS_S):
+                await agent.rumoured.wait()
 
 
 def _slot_name(task: Task | None) -> str | None:

@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         lab.up(2, engines=True)
         made = Cluster(lab, tuple(lab.hosts()))
-        made.mesh("init", "--dispatcher-heartbeat", "500ms")
+        made.mesh("init")  # with the usual heartbeat: a daemon that is killed and started anew loses no tasks
         token = made.mesh("token", "show", "worker", "-q").stdout.strip()
         made.mesh("join", "--token", token, f"{lab.address('h1')}:7377", host="h2")
         made.until("all nodes are ready", made.ready)
