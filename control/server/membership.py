@@ -16,7 +16,7 @@ from control.model import Node
 from control.quorum.seat import Seat
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import MembershipServicer
-from control.server import nodes
+from control.server import nodes, users
 from control.server.api import answering
 from control.server.certificates import Issued, certify
 from control.server.hop import peer_address
@@ -60,6 +60,8 @@ class MembershipService(MembershipServicer):
 
     async def let_in(self, request: pb.JoinRequest, address: str) -> pb.JoinReply:
         """Of this manager, which leads. `address` is where the request comes from. Raises Refusal, StoreError."""
+        if request.user:
+            return await self._renew_user(request)
         asked = nodes.JoinRequest(
             token=request.token,
             description=request.description,
@@ -95,6 +97,20 @@ class MembershipService(MembershipServicer):
             certificate=issued[0].chain if issued else b"",
             roots=issued[0].roots if issued else b"",
         )
+
+    async def _renew_user(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Here and not at the API: a change of the root may have left the certificate behind that the user has."""
+        now_s, serial = self._wall_ms() / 1000, secrets.token_bytes(SERIAL_BYTES)
+        issued: list[users.IssuedUser] = []
+
+        def decide(view: Snapshot) -> Iterable[Change]:
+            issued[:] = [users.renew(view, request.user, request.csr, now_s, serial)]
+            return ()
+
+        async with self._decisions:
+            await transact(self._store, decide, Writer.ORCHESTRATOR)
+        known = managers(self._store.view())
+        return pb.JoinReply(certificate=issued[0].chain, roots=issued[0].roots, managers=known)
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
         async with answering(context):

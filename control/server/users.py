@@ -1,7 +1,9 @@
 """People and programs that call over TCP: certificates for them. Pure: a snapshot in, values out.
 
 A user's certificate ends when the record says (`User.expires_ms`). A renewal is for the same key and has the same end:
-it is there for a change of the root. Whoever shall stay longer is removed and added anew, by an administrator.
+it is there for a change of the root, and asked for at the door (`control.server.enrolment`), since the certificate that
+the user has may be of a root that is believed no more. The request is signed by the key: that is the proof, and what is
+given in return is of no use to anybody else. Whoever shall stay longer is removed and added anew.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ def add(snapshot: Snapshot, name: str, role: str, csr: bytes, life_s: float, now
 def renew(snapshot: Snapshot, name: str, csr: bytes, now_s: float, random: bytes) -> IssuedUser:
     """Another certificate for a user that is there, for the key that it has. Raises Refusal."""
     user = snapshot.get(User, name)
-    if user is None:
-        raise Refusal("NOT_FOUND", f'no user "{name[:80]}"')
+    if user is None or 0 < user.expires_ms <= now_s * 1000:  # to a stranger both are the same
+        raise Refusal("UNAUTHENTICATED", f'there is no user "{name[:80]}" with this key (any more)')
     return _certify(snapshot, user, csr, now_s, random)
 
 
@@ -66,7 +68,7 @@ def _certify(snapshot: Snapshot, user: User, csr: bytes, now_s: float, random: b
         key = key_of_request(csr)
         found = key_digest(key)
         if user.key_digest not in ("", found):
-            raise Refusal("UNAUTHENTICATED", f'the key is not that of user "{user.id}"')
+            raise Refusal("UNAUTHENTICATED", f'there is no user "{user.id}" with this key (any more)')
         signer = rotation.signer(authority)
         holder = Holder(snapshot.cluster().id, user.role, user.id)
         leaf = issue(signer, holder, key, now_s, random, user.expires_ms / 1000 - now_s)

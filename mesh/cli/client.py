@@ -7,11 +7,10 @@ Every call ends in bounded time; only a watch lasts as long as its caller wants.
 from __future__ import annotations
 
 import os
-import socket as sockets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own words on standard error are not for users
 
@@ -32,9 +31,12 @@ from control.model import (
     Service,
     ServiceSpec,
     Task,
+    User,
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, LocalStub, LogsStub
+from mesh.cli.contexts import ClusterContext
+from mesh.cli.door import Door, Elsewhere, SocketDoor
 from mesh.cli.errors import OF_STATUS, ExitCode, Failure
 
 # A manager answers within 20 s or says why not (control.server.api); the daemon in between needs a moment too.
@@ -43,13 +45,10 @@ CALL_TIMEOUT_S = 25.0
 JOIN_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 60.0  # a lease is waited for, and an interface
 LEAVE_TIMEOUT_S = 120.0
-CONNECT_TIMEOUT_S = 3.0
-# What a manager sends at most in one list (control.server.api.LIST_MAX_BYTES), with room for its frames.
-MESSAGE_MAX_BYTES = 64 << 20
 
 Filters = Mapping[str, Sequence[str]]
 Action = Literal["present", "created", "updated", "removed", "live"]
-T = TypeVar("T", Cluster, Node, Network, Service, Task)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, User)
 X = TypeVar("X")
 
 _ACTIONS: dict[int, Action] = {
@@ -80,19 +79,32 @@ class Change:
 class Client:
     """One connection, made at once. Raises Failure, also when nothing listens."""
 
-    def __init__(self, path: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        self._path, self._timeout_s = path, timeout_s
-        self._knock()
-        self._channel = grpc.insecure_channel(
-            f"unix:{path}",
-            options=[
-                ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-                ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
-                ("grpc.enable_http_proxy", 0),
-            ],
+    def __init__(self, place: str | ClusterContext, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """`place`: the path of a socket, or a cluster elsewhere."""
+        self._door = _door_to(place)
+        self._timeout_s = timeout_s
+        self._door.knock()
+        self._channel = self._door.channel()
+        self._control = ControlStub(self._channel)
+        self._local = (
+            LocalStub(self._channel) if self.context is None else cast(LocalStub, Elsewhere(self.context.name))
         )
-        self._control, self._local = ControlStub(self._channel), LocalStub(self._channel)
         self._logs = LogsStub(self._channel)
+
+    @property
+    def context(self) -> ClusterContext | None:
+        """The cluster elsewhere that is called; None: the daemon of this machine is."""
+        return self._door.context
+
+    @property
+    def node_id(self) -> str:
+        """Of this machine; "" where it is not this machine that is called."""
+        return "" if self.context is not None else self.info().node_id
+
+    @property
+    def managers(self) -> list[str]:
+        """host:port of each, as far as they are known."""
+        return list(self.context.managers if self.context is not None else self.info().managers)
 
     def close(self) -> None:
         """End the connection, and all watches."""
@@ -104,6 +116,13 @@ class Client:
         """What the daemon says of itself."""
         with self._failures():
             return self._local.Info(pb.InfoRequest(), timeout=self._timeout_s)
+
+    def remote_info(self) -> pb.InfoReply:
+        """What there is to say instead, where a cluster elsewhere is called: who calls, and whom."""
+        assert self.context is not None
+        return pb.InfoReply(
+            state="remote", node_name=self.context.user, role=self.context.role, managers=self.context.managers
+        )
 
     def init(self, request: pb.InitRequest) -> pb.InitReply:
         """Start a cluster here."""
@@ -156,6 +175,10 @@ class Client:
 
     def survey(self) -> pb.QuorumReply:
         """How the managers are, as they say one by one; answers without a leader."""
+        if self.context is not None:
+            from mesh.cli.cluster_door import ClusterDoor
+
+            return ClusterDoor(self.context).survey()
         with self._failures():
             return self._local.QuorumStatus(pb.LookRequest(), timeout=self._timeout_s)
 
@@ -250,6 +273,11 @@ class Client:
         with self._failures():
             return self._control.RotateAuthority(request, timeout=self._timeout_s)
 
+    def add_user(self, request: pb.AddUserRequest) -> pb.UserReply:
+        """A certificate for somebody."""
+        with self._failures():
+            return self._control.AddUser(request, timeout=self._timeout_s)
+
     def backup(self) -> Iterator[bytes]:
         """The whole store as a file, in pieces."""
         with self._failures():
@@ -257,18 +285,6 @@ class Client:
                 yield piece.data
 
     # --- failures -----------------------------------------------------------------------------------------------------
-
-    def _knock(self) -> None:
-        """See whether anything listens, since gRPC would take its time to find out. Raises Failure."""
-        try:
-            with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-                probe.settimeout(CONNECT_TIMEOUT_S)
-                probe.connect(self._path)
-        except PermissionError as error:
-            sentence = f"not allowed to use {self._path}: only root and the group mesh are"
-            raise Failure(sentence, ExitCode.REFUSED) from error
-        except OSError as error:
-            raise Failure(f"cannot reach meshd at {self._path}: is it running?", ExitCode.UNAVAILABLE) from error
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -279,8 +295,18 @@ class Client:
             if not isinstance(error, grpc.Call):  # by contract always one
                 raise
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._knock()
+                self._door.knock()
+                if (explained := self._door.explain(error.details() or "")) is not None:
+                    raise explained from error
             raise _failure(error) from error
+
+
+def _door_to(place: str | ClusterContext) -> Door:
+    if isinstance(place, str):
+        return SocketDoor(place)
+    from mesh.cli.cluster_door import ClusterDoor  # TLS takes a tenth of a second to import
+
+    return ClusterDoor(place)
 
 
 def _failure(error: grpc.Call) -> Failure:

@@ -197,7 +197,7 @@ def status(session: Session, format_: str) -> None:
 
 def _look(client: Client) -> Overview:
     """Of the cluster as much as a manager says; that none answers is part of the result."""
-    reply = client.info()
+    reply = client.remote_info() if client.context is not None else client.info()
     about = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
     about["managers"] = list(reply.managers)
     if reply.state == "idle":

@@ -31,7 +31,7 @@ def node() -> None:
 
 def _reference(client: Client, name: str) -> str:
     """What the manager is asked for: "self" is this machine."""
-    return client.info().node_id if name == "self" else name
+    return client.node_id if name == "self" else name
 
 
 def _standing(client: Client) -> dict[str, str]:
@@ -52,7 +52,7 @@ def ls(session: Session, options: ListOptions) -> None:
       mesh node ls --filter role=worker --format '{{.Hostname}} {{.Address}}'
     """
     client = session.client()
-    nodes, self_id = client.list(Node, options.filters), client.info().node_id
+    nodes, self_id = client.list(Node, options.filters), client.node_id
     standing = _standing(client)
     rows = node_rows(nodes, self_id, standing)
     if options.format == "table" and not options.quiet:
@@ -74,7 +74,7 @@ def inspect(session: Session, nodes: Sequence[str], pretty: bool, format_: str) 
       mesh node inspect --format '{{.Status.State}}' h2
     """
     client = session.client()
-    self_id = client.info().node_id
+    self_id = client.node_id
     standing = _standing(client)
     found = [client.get(Node, self_id if name == "self" else name) for name in nodes or ("self",)]
     if pretty:

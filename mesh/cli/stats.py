@@ -59,7 +59,7 @@ def _processes(session: Session, tasks: Sequence[str], options: ListOptions) -> 
     client = session.client()
     if tasks:
         return {name: client.task_process(name)[1] for name in tasks}
-    here = client.info().node_id
+    here = client.node_id
     running = client.list(Task, {**options.filters, "desired-state": ("running",), "node": (here,)})
     found: dict[str, int] = {}
     for task in sorted(running, key=lambda task: (task.service_name, task.slot)):

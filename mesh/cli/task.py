@@ -138,7 +138,7 @@ def _elsewhere(client: Client, name: str) -> Failure | None:
     try:
         found = client.get(Task, name)
         nodes = node_names(client.list(Node))
-        here = client.info().node_id
+        here = client.node_id
     except Failure as failure:
         return failure if failure.code is not ExitCode.UNAVAILABLE else None
     shown, state = task_name(found), found.status.state.name.lower()
@@ -190,6 +190,9 @@ def logs(session: Session, follow: bool, tail: int | None, state_dir: str | None
     from mesh.executor.protocol import ExecutorError
 
     client = session.client()
+    if client.context is not None:
+        print_logs(client, task=name, follow=follow, tail=tail, raw=True)
+        return
     state = Path(state_dir or _configured_state_dir())
     task_id = _task_with_log(client, name, state)
     if task_id is None:
@@ -219,7 +222,7 @@ def _task_with_log(client: Client, name: str, state: Path) -> str | None:
         if failure.code is not ExitCode.NOT_FOUND:
             raise
         found = client.get(Task, name)
-        task_id, elsewhere = found.id, found.node_id not in ("", client.info().node_id)
+        task_id, elsewhere = found.id, found.node_id not in ("", client.node_id)
     try:
         if has_log(state, task_id):
             return task_id

@@ -42,7 +42,7 @@ def _print(client: Client, role: str, text: str, *, quiet: bool) -> None:
     if quiet:
         click.echo(text)
         return
-    managers = client.info().managers
+    managers = client.managers
     manager = managers[0] if managers else "MANAGER:7377"
     click.echo(f"To add a {role} to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(text, manager)}\n")

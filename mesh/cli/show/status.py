@@ -33,13 +33,18 @@ class Overview:
         """Whether this machine is in no cluster."""
         return self.about["state"] == "idle"
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is a cluster elsewhere: then nothing is said of a machine."""
+        return self.about["state"] == "remote"
+
 
 def problems(overview: Overview) -> list[str]:
     """What is wrong, one sentence each; none on a machine that is in no cluster."""
     if overview.idle:
         return []
     found = []
-    if not overview.about["connected"]:
+    if not overview.about["connected"] and not overview.remote:
         found.append("this node has no session with a manager")
     if overview.about["error"]:
         found.append(f"this node: {overview.about['error']}")
@@ -70,24 +75,18 @@ def pretty_overview(overview: Overview) -> str:
     """For people."""
     about = overview.about
     lines: list[Line] = [(0, "Node", str(about["node_name"] or about["node_id"]))]
+    if overview.remote:
+        lines = [(0, "User", f"{about['node_name']} ({about['role']})")]
     if overview.idle:
         lines.append((1, "State", 'in no cluster: start one with "mesh init", or enter one with "mesh join"'))
         lines.append((1, "Version", str(about["version"])))
         return aligned(lines)
     managers = about["managers"]
     assert isinstance(managers, list)
-    lines += [
-        (1, "ID", str(about["node_id"])),
-        (1, "Role", str(about["role"])),
-        (1, "Session", "connected" if about["connected"] else "not connected"),
-        (1, "Executor", str(about["executor"])),
-        (1, "Balancer", str(about["balancer"])),
-        (1, "Assignments", f"up to {about['sequence']}, {about['repairs']} repairs in the kernel"),
-        (1, "Version", str(about["version"])),
-        (0, "Cluster", overview.cluster_name or "unknown"),
-        (1, "ID", str(about["cluster_id"])),
-        (1, "Managers", ", ".join(managers)),
-    ]
+    lines += [] if overview.remote else _machine(about)
+    lines += [(0, "Cluster", overview.cluster_name or "unknown")]
+    lines += [(1, "ID", str(about["cluster_id"]))] if about["cluster_id"] else []
+    lines += [(1, "Managers", ", ".join(managers))]
     if not overview.unreachable:
         states = Counter(node.status.state for node in overview.nodes)
         counted = service_counts(overview)
@@ -98,6 +97,18 @@ def pretty_overview(overview: Overview) -> str:
     wrong = problems(overview)
     lines.append((0, "Health", "degraded" if wrong else "good"))
     return aligned(lines) + "".join(f"  {sentence}\n" for sentence in wrong)
+
+
+def _machine(about: Mapping[str, object]) -> list[Line]:
+    return [
+        (1, "ID", str(about["node_id"])),
+        (1, "Role", str(about["role"])),
+        (1, "Session", "connected" if about["connected"] else "not connected"),
+        (1, "Executor", str(about["executor"])),
+        (1, "Balancer", str(about["balancer"])),
+        (1, "Assignments", f"up to {about['sequence']}, {about['repairs']} repairs in the kernel"),
+        (1, "Version", str(about["version"])),
+    ]
 
 
 def overview_record(overview: Overview) -> Record:
