@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
+from mesh.cli.contexts import DEFAULT, Contexts, config_directory
 from mesh.cli.errors import Failure
 from mesh.cli.session import DEFAULT_SOCKET
 
@@ -31,9 +33,12 @@ def names(kind: str) -> Completer:
 
         from mesh.cli.client import Client
 
-        socket = ctx.find_root().params.get("socket") or DEFAULT_SOCKET
+        given = ctx.find_root().params
+        contexts = Contexts(config_directory(os.environ))
+        context = str(given.get("context") or contexts.current())
         try:
-            client = Client(str(socket), TIMEOUT_S)
+            place = str(given.get("socket") or DEFAULT_SOCKET) if context == DEFAULT else contexts.get(context)
+            client = Client(place, TIMEOUT_S)
             try:
                 found = sorted(set(_names(client, kind)))
             finally:
@@ -47,7 +52,7 @@ def names(kind: str) -> Completer:
 
 def _names(client: Client, kind: str) -> list[str]:
     from control.lifecycle import is_terminal
-    from control.model import Network, Node, Service, Task
+    from control.model import Network, Node, Service, Task, User
 
     match kind:
         case "node":
@@ -56,6 +61,8 @@ def _names(client: Client, kind: str) -> list[str]:
             return [network.spec.name for network in client.list(Network)]
         case "service":
             return [service.spec.name for service in client.list(Service)]
+        case "user":
+            return [user.id for user in client.list(User)]
         case _:
             tasks = client.list(Task)
             return [f"{t.service_name}.{t.slot}" if t.slot else t.id for t in tasks if not is_terminal(t.status.state)]

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.core import ParameterSource
 
 import mesh
+from mesh.cli.contexts import DEFAULT
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.lazy import Entry, LazyGroup
 from mesh.cli.session import DEFAULT_SOCKET, Session, styled
@@ -25,6 +27,8 @@ ENTRIES = {
     "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
     "ca": Entry("mesh.cli.ca:ca", "The certificate authority of the cluster", CLUSTER),
     "quorum": Entry("mesh.cli.quorum:quorum", "The managers, and whether they can agree", CLUSTER),
+    "user": Entry("mesh.cli.user:user", "Certificates for people and programs elsewhere", CLUSTER),
+    "context": Entry("mesh.cli.context:context", "Clusters elsewhere that this machine calls", CLUSTER),
     "backup": Entry("mesh.cli.backup:backup", "Write the state of the cluster to a file", CLUSTER),
     "node": Entry("mesh.cli.node:node", "Machines of the cluster", OBJECTS),
     "network": Entry("mesh.cli.network:network", "Networks that reach over all nodes", OBJECTS),
@@ -56,15 +60,36 @@ ENTRIES = {
     default=DEFAULT_SOCKET,
     help=f"Where meshd listens. [MESH_SOCKET; {DEFAULT_SOCKET}]",
 )
+@click.option(
+    "--context",
+    "context",
+    metavar="NAME",
+    envvar="MESH_CONTEXT",
+    default="",
+    help='Of a cluster elsewhere, see "mesh context"; "default" is this machine. [MESH_CONTEXT; mesh context use]',
+)
 @click.version_option(mesh.__version__, prog_name="mesh", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(ctx: click.Context, socket: str) -> None:
+def cli(ctx: click.Context, socket: str, context: str) -> None:
     """A service network for a handful to a few thousand Linux machines."""
     if ctx.obj is None:
         ctx.obj = Session()
     assert isinstance(ctx.obj, Session)
     ctx.obj.socket = socket
+    ctx.obj.context = _place(ctx, context, ctx.obj)
     ctx.call_on_close(ctx.obj.close)
+
+
+def _place(ctx: click.Context, context: str, session: Session) -> str:
+    """The context to call, "" for the socket: what is typed goes before the environment, and that before `use`."""
+    typed = ctx.get_parameter_source("context") is ParameterSource.COMMANDLINE
+    socket = ctx.get_parameter_source("socket")
+    if not typed and socket is ParameterSource.COMMANDLINE:
+        return ""
+    if not context and socket is ParameterSource.ENVIRONMENT:
+        return ""
+    chosen = context or session.contexts().current()
+    return "" if chosen == DEFAULT else chosen
 
 
 def run(arguments: Sequence[str], session: Session | None = None) -> int:

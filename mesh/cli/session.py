@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from mesh.cli.contexts import Contexts, config_directory
 from mesh.cli.errors import ExitCode, Failure
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Session:
     """One run of `mesh`."""
 
     socket: str = DEFAULT_SOCKET
+    context: str = ""  # of a cluster elsewhere; "": `socket`
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     monotonic_s: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -39,8 +42,12 @@ class Session:
         from mesh.cli.client import Client
 
         if self._client is None:
-            self._client = Client(self.socket)
+            self._client = Client(self.contexts().get(self.context) if self.context else self.socket)
         return self._client
+
+    def contexts(self) -> Contexts:
+        """Those of whoever calls."""
+        return Contexts(config_directory(self.environment))
 
     def close(self) -> None:
         """End the connection, if there is one."""
