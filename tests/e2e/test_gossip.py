@@ -26,7 +26,7 @@ def members(cluster: Cluster) -> dict[str, str]:
 
 @pytest.mark.hosts(3)
 def test_a_host_that_dies_is_out_of_every_answer_before_the_managers_know(bare_lab: Lab) -> None:
-    cluster = joined(bare_lab, "10s")  # so that they know after half a minute
+    cluster = joined(bare_lab, "60s")  # so that they know after a minute
     cluster.serve("api", 3, "--network", "web", "--publish", "8080:80")
     cluster.until("all are in gossip", lambda: members(cluster) == dict.fromkeys(cluster.hosts, "alive"))
     before = named(cluster, "tasks.api.web.mesh")
@@ -46,6 +46,20 @@ def test_a_host_that_dies_is_out_of_every_answer_before_the_managers_know(bare_l
     assert states["h3"] == "Ready", "the managers do not know yet"
     cluster.lab.start("h3")
     cluster.until("it is alive again", lambda: members(cluster)["h3"] == "alive")
+
+
+@pytest.mark.hosts(3)
+def test_tasks_of_a_dead_host_are_replaced_as_soon_as_gossip_and_heartbeats_agree(bare_lab: Lab) -> None:
+    cluster = joined(bare_lab, "10s")  # alone they would need half a minute
+    cluster.serve("api", 3, "--network", "web")
+    cluster.until("all are in gossip", lambda: members(cluster) == dict.fromkeys(cluster.hosts, "alive"))
+    cluster.lab.kill("h3")
+    cluster.until("its task runs elsewhere", lambda: sorted(n for n, _ in cluster.running("api").values())[-1] != "h3")
+    cluster.until("three run again", lambda: len(cluster.running("api")) == 3)
+    why = cluster.mesh("node", "inspect", "--format", "{{.Status.Message}}", "h3").stdout
+    assert "gossip has it for dead" in why
+    cluster.lab.start("h3")
+    cluster.until("all nodes are ready", cluster.ready)
 
 
 def test_a_stock_serf_agent_is_found_by_its_name(cluster: Cluster, tmp_path: Path) -> None:
