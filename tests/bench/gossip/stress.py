@@ -7,7 +7,7 @@ Twenty agents on one core, lan timing, for each stress first Serf's, then ours:
     stalls   four agents are stopped for 8 s of every 10
     loss25   a quarter of the UDP packets to one agent is lost
     loss100  all of them are; events must reach it all the same
-    junk     one agent is sent packets of junk as fast as one core can
+    junk     one agent is sent 100,000 packets of junk a second
 
 Counted in the agents' logs: failures of agents that run and were not stopped ("healthy"), and of those that were. Also
 how many of ten events reached all within ten seconds. Ends everything it started.
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.bench.gossip.run import CORE, Watch, lossy
 from tests.interop.serf.cluster import Cluster, Kind, Node
+from tests.interop.serf.flood import built
 
 SIZE = 20
 STRESS_S = 60.0
@@ -87,30 +88,25 @@ def lost(percent: int) -> Callable[[Sequence[Node]], AbstractContextManager[None
     return lambda nodes: lossy(percent, [nodes[3].port])
 
 
-_FLOOD = """
-import os, socket, sys
-out = socket.socket(type=socket.SOCK_DGRAM)
-out.connect(("127.0.0.1", int(sys.argv[1])))
-kinds = [os.urandom(40), os.urandom(1200), b"\\x07\\xff" + b"\\xff" * 600, b"\\x03\\x81\\xa4Node\\xa1x"]
-while True:
-    for kind in kinds:
-        try: out.send(kind)
-        except OSError: pass
-"""
+JUNK_RATE = 100_000  # packets a second
 
 
 @contextmanager
 def junk(nodes: Sequence[Node]) -> Iterator[None]:
     """From the other core, so that only what is received costs the agents' core."""
     other = str((int(CORE) + 1) % (os.cpu_count() or 1))
-    command = ["taskset", "-c", other, sys.executable, "-c", _FLOOD, str(nodes[3].port)]
-    with subprocess.Popen(command) as flood:
+    with tempfile.TemporaryDirectory() as place:
+        program = str(built(Path(place)))
+        seconds = str(2 * STRESS_S)  # ended before
+        command = ["taskset", "-c", other, program, str(nodes[3].port), str(JUNK_RATE), seconds]
+        flood = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         before, began = _received(), time.monotonic()
         try:
             yield
         finally:
             rate = (_received() - before) / (time.monotonic() - began)
             flood.kill()
+            flood.wait()
             sys.stderr.write(f"junk: {rate:.0f} packets/s came or were dropped for want of room\n")
 
 
