@@ -18,6 +18,10 @@ from control.ca.names import Holder, holder_of
 from control.ca.root import load_certificates
 
 
+class Locked(Exception):
+    """There is a key, but it cannot be had (control.vault)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """PEM: a private key, its certificate with what links it to the roots, and the roots that are believed."""

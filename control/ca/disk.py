@@ -28,7 +28,7 @@ from control.ca.root import (
 )
 
 DIRECTORY = "tls"
-_KEY, _CHAIN, _ROOTS = "key.pem", "chain.pem", "roots.pem"
+KEY_NAME, _CHAIN, _ROOTS = "key.pem", "chain.pem", "roots.pem"
 
 
 class CredentialsError(Exception):
@@ -44,7 +44,7 @@ class Shelf:
     def key(self) -> ec.EllipticCurvePrivateKey:
         """The node's key; made if there is none. Raises CredentialsError."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = self.path / _KEY
+        file = self.path / KEY_NAME
         try:
             if not file.exists():
                 replace_file(file, key_pem(new_key()))
@@ -79,7 +79,7 @@ class Shelf:
             return None
         check_mode(self.path)
         try:
-            key = kept or _read(self.path / _KEY)
+            key = kept or _read(self.path / KEY_NAME)
             found = Credentials(key, *(_read(self.path / name) for name in (_CHAIN, _ROOTS)))
             if load_certificates(found.chain)[0].public_key() != load_key(found.key).public_key():
                 raise CredentialsError(f"the key and the certificate in {self.path} do not belong together")
@@ -90,16 +90,16 @@ class Shelf:
 
     def show_key(self, key: bytes) -> None:
         """Have the key, PEM, in its file. Raises OSError."""
-        if not (self.path / _KEY).exists():
-            replace_file(self.path / _KEY, key)
+        if not (self.path / KEY_NAME).exists():
+            replace_file(self.path / KEY_NAME, key)
 
     def hide_key(self) -> None:
         """The key is kept elsewhere: have no file of it."""
-        (self.path / _KEY).unlink(missing_ok=True)
+        (self.path / KEY_NAME).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Forget all of it; the key first."""
-        for name in (_KEY, _CHAIN, _ROOTS):
+        for name in (KEY_NAME, _CHAIN, _ROOTS):
             (self.path / name).unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from typing import cast
 
 import grpc
 
+from control.ca.contexts import Locked
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import DispatcherStub
 from control.server.edge import Edge
@@ -125,7 +126,7 @@ class Connection:
         except* grpc.aio.AioRpcError as errors:
             reason = f"{address}: {_details(errors)}"
             self._leader = _leader(errors)
-        except* (_StreamEnded, ProtocolError, asyncio.InvalidStateError) as errors:
+        except* (_StreamEnded, ProtocolError, asyncio.InvalidStateError, Locked) as errors:
             reason = f"{address}: {errors.exceptions[0]}"
         return reason
 

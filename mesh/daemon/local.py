@@ -23,6 +23,7 @@ from control.server.forward import hand_on
 from control.server.refusal import Refusal
 from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
+from mesh.daemon.locker import LOCKED
 
 # Names in one message of a dump: far below gRPC's 4 MiB, and short enough a turn of the loop.
 DUMP_PIECE = 1000
@@ -42,10 +43,13 @@ class NodeControl(Protocol):
     identity: Identity | None
     edge: Edge
 
+    @property
+    def locked(self) -> bool: ...
     def info(self) -> pb.InfoReply: ...
     async def init(self, request: pb.InitRequest, spec: ClusterSpec) -> pb.InitReply: ...
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply: ...
     async def leave(self, *, force: bool) -> None: ...
+    async def unlock(self, key: str) -> None: ...
     def questions(self) -> Questions: ...
     def task_process(self, reference: str) -> tuple[str, int]: ...
     def manager_addresses(self) -> tuple[str, ...]: ...
@@ -93,6 +97,13 @@ class LocalService(LocalServicer):
         except StateError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return pb.LeaveReply()
+
+    async def Unlock(self, request: pb.UnlockRequest, context: Context) -> pb.UnlockReply:
+        try:
+            await self._node.unlock(request.key)
+        except StateError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return pb.UnlockReply()
 
     async def TaskProcess(self, request: pb.TaskProcessRequest, context: Context) -> pb.TaskProcessReply:
         try:
@@ -254,6 +265,8 @@ class LogsGate(LogsServicer):
 @asynccontextmanager
 async def _reach(node: NodeControl, context: Context) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the first manager that takes a connection: so far nothing has been asked of any."""
+    if node.locked:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, LOCKED)
     addresses = node.manager_addresses()
     if not addresses:
         await context.abort(

@@ -17,13 +17,16 @@ import msgspec
 
 from control.home import Home, HomeError
 from control.manager import Manager, ManagerError
+from control.model import Cluster
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import MembershipStub
 from control.server.edge import Edge
 from control.server.guard import Audit
 from control.server.quorum import survey
 from control.store.errors import Removed
+from control.store.watch import Resync
 from mesh.daemon.identity import Identity
+from mesh.daemon.locker import Locker, LockerError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ RECOVERED_LOOK_S = 3.0
 # Between attempts to be let in, or to tell a new address.
 OUT_POLL_S = 0.5
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
+# How often it is looked whether a data key has served its time, which is weeks.
+KEYS_LOOK_S = 3600.0
 
 
 class _NoLonger(Exception):
@@ -63,8 +68,13 @@ class Managing:
         wall_ms: Callable[[], int],
         certified: Callable[[str], Awaitable[None]],
         audit: Audit,
+        locker: Locker | None = None,
     ) -> None:
-        """`keep` makes an identity durable; `certified` waits until this node has a certificate for a role."""
+        """`keep` makes an identity durable; `certified` waits until this node has a certificate for a role.
+
+        `locker` keeps the keys of what is on the disk; None, in tests: nothing is encrypted.
+        """
+        self._locker = locker
         self._certified, self._audit = certified, audit
         self._home, self._edge, self._listen, self._wall_ms = home, edge, listen, wall_ms
         self._identity, self._keep, self._managers = identity, keep, managers
@@ -115,6 +125,8 @@ class Managing:
         elif removed:
             self._keep(msgspec.structs.replace(self._identity(), enrolled=False))
             await asyncio.to_thread(self._home.remove)
+            if self._locker is not None:
+                await self._locker.release()
 
     async def _until_worker(self) -> None:
         while True:
@@ -151,8 +163,40 @@ class Managing:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.run())
             group.create_task(self._keep_place(self.manager))
+            if self._locker is not None:
+                group.create_task(self._follow_lock(self.manager, self._locker))
+                group.create_task(self._renew_keys(self.manager, self._locker))
             if self._home.kind == "disk":
                 group.create_task(self._look_for_recovery(self.manager))
+
+    async def _follow_lock(self, manager: Manager, locker: Locker) -> None:
+        """Be locked with the cluster's unlock key, whenever that becomes another."""
+        watcher = manager.store.watch()
+        await self._lock(manager, locker)
+        async for item in watcher:
+            if isinstance(item, Resync) or any(isinstance(event.object, Cluster) for event in item.events):
+                await self._lock(manager, locker)
+
+    async def _lock(self, manager: Manager, locker: Locker) -> None:
+        while cluster := next(iter(manager.store.view().all(Cluster)), None):
+            try:
+                if await locker.follow(cluster) and manager.renew_key is not None:
+                    await manager.renew_key()
+            except LockerError as error:
+                log.warning("the lock of this manager is not as it should be", extra={"reason": str(error)})
+                await asyncio.sleep(RETRY_MAX_S)
+            else:
+                return
+
+    async def _renew_keys(self, manager: Manager, locker: Locker) -> None:
+        """Another data key now and then."""
+        while manager.renew_key is not None:
+            try:
+                if await locker.renew():
+                    await manager.renew_key()
+            except LockerError as error:
+                log.warning("the key of this manager's files is due, and stays", extra={"reason": str(error)})
+            await asyncio.sleep(KEYS_LOOK_S)
 
     async def _keep_place(self, manager: Manager) -> None:
         """Tell the leader where this manager is, since that may have changed; and again whenever none is known."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,9 @@ import msgspec
 
 from control.audit import AuditLog
 from control.ca.disk import CredentialsError
-from control.ca.greeting import BadFrame, enrolment_address
-from control.ca.root import CaError
 from control.home import home_of
 from control.manager import Manager, ManagerError
-from control.model import ClusterSpec, NodeDescription, Task
+from control.model import ClusterSpec, NodeDescription
 from control.model import Node as ControlNode
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
@@ -36,11 +34,10 @@ from control.rpc.control_pb2_grpc import (
     add_LogsServicer_to_server,
 )
 from control.server.edge import Edge
-from control.server.enrolment import Believe, enrol
 from control.server.guard import Guard
 from control.server.quorum import survey
-from control.server.refusal import Refusal
 from control.token import TokenError, parse_token
+from control.vault import VaultError
 from mesh import machine
 from mesh.agent.agent import Agent, Doors
 from mesh.agent.agent import Identity as AgentIdentity
@@ -48,7 +45,9 @@ from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.identity import Identity, IdentityError
+from mesh.daemon.joining import ask_to_join
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
+from mesh.daemon.locker import LOCKED, Locker, LockerError, open_vault
 from mesh.daemon.managing import Managing
 from mesh.daemon.papers import ManagersTls, Papers
 from mesh.daemon.renewal import Renewal
@@ -96,14 +95,17 @@ class Node:
             plugin.expected = lambda: self.identity is not None
         self.state_dir = Path(config.state_dir)
         try:
-            self.papers = Papers(self.state_dir, wall_ms)
-        except CredentialsError as error:
+            self.identity: Identity | None = identities.load(self.state_dir)
+            self.vault = open_vault(self.state_dir, self.identity, lambda: wall_ms() / 1000)
+            self.papers = Papers(self.state_dir, wall_ms, locked=self.vault.locked)
+        except (CredentialsError, VaultError) as error:
             raise IdentityError(str(error)) from error
+        self.locker = Locker(self.vault, self.papers)
         self.edge = Edge(self.papers.credentials)
         self.audit = AuditLog(self.state_dir / "audit.log", wall_ms)
-        self.home = home_of(config.store, self.state_dir / "manager", config.quorum_listen, ManagersTls(self.papers))
+        tls = ManagersTls(self.papers)
+        self.home = home_of(config.store, self.state_dir / "manager", config.quorum_listen, tls, self.vault)
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
-        self.identity: Identity | None = identities.load(self.state_dir)
         if self.identity is not None and not self.papers.exist:
             raise IdentityError(f"this node has lost its certificate: restore {self.state_dir}/tls, or start it anew")
         self._agent: Agent | None = None
@@ -113,6 +115,9 @@ class Node:
         self._leave = asyncio.Event()
         self._left = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._unlocked = asyncio.Event()
+        if not self.locked:
+            self._unlocked.set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled. `ready` is called once the local socket answers."""
@@ -165,11 +170,12 @@ class Node:
             self._wall_ms,
             renewal.until_role,
             self.audit,
+            self.locker,
         )
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(renewal.run())
-                group.create_task(managing.run())
+                group.create_task(self._once_unlocked(renewal.run))
+                group.create_task(self._once_unlocked(managing.run))
                 self._agent = Agent(
                     AgentIdentity(
                         node_id=identity.node_id,
@@ -201,6 +207,13 @@ class Node:
             self._managing = self._renewal = None
             await managing.close()
         await self._forget(self._own())  # there is no other way to get here than to leave
+
+    async def _once_unlocked(self, run: Callable[[], Awaitable[None]]) -> None:
+        """What needs the keys of this node waits for them; what runs here goes on from the copy on its disk."""
+        if self.locked:
+            log.warning("waits for the unlock key", extra={"reason": LOCKED})
+        await self._unlocked.wait()
+        await run()
 
     def _own(self) -> Identity:
         assert self.identity is not None, "only while this node is a member"
@@ -278,10 +291,12 @@ class Node:
         await self._take_leave(identity)
         identities.forget(self.state_dir)
         await self.papers.forget()
+        await self.locker.release()
         if self.plugin is not None:
             self.plugin.forget()
         await asyncio.to_thread(self.home.remove)
         self.identity = None
+        self._unlocked.set()
         self._left.set()
 
     # --- the local API ------------------------------------------------------------------------------------------------
@@ -302,6 +317,8 @@ class Node:
         """How the managers are. Raises StateError."""
         if self.identity is None:
             raise StateError("this node is in no cluster")
+        if self.locked:
+            raise StateError(LOCKED)
         manager = self._managing.manager if self._managing is not None else None
         if manager is not None:
             return await manager.survey()
@@ -322,7 +339,7 @@ class Node:
         errors = agent.outcome.errors if agent is not None and agent.outcome is not None else ()
         troubles = agent.gossip.troubles() if agent is not None and agent.gossip is not None else ()
         return pb.InfoReply(
-            state="active",
+            state="locked" if self.locked else "active",
             node_id=self.identity.node_id,
             node_name=self.config.node_name,
             cluster_id=self.identity.cluster_id,
@@ -335,6 +352,23 @@ class Node:
             repairs=int(agent.reconciler.repairs.value) if agent is not None else 0,
             error="; ".join((*errors, *troubles)) or self._problem(agent),
         )
+
+    @property
+    def locked(self) -> bool:
+        """Whether this is a manager that waits for the unlock key."""
+        return self.identity is not None and self.locker.locked
+
+    async def unlock(self, key: str) -> None:
+        """Give it the key. Raises StateError."""
+        async with self._changing:
+            if not self.locked:
+                raise StateError("this machine is not locked")
+            try:
+                await self.locker.unlock(key)
+            except LockerError as error:
+                raise StateError(str(error)) from error
+            log.info("unlocked")
+            self._unlocked.set()
 
     def _is_connected(self) -> bool:
         return self._agent is not None and self._agent.session.connected
@@ -412,6 +446,7 @@ class Node:
                 cluster_id=made.cluster_id,
                 worker_token=made.worker_token,
                 manager_address=address,
+                unlock_key=made.unlock_key,
             )
 
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply:
@@ -426,7 +461,7 @@ class Node:
             own = await self._address_towards(request)
             address = await self._control_address(request.advertise_address, own)
             description = await asyncio.to_thread(self._describe, own)
-            reply = await self._ask_to_join(
+            reply = await ask_to_join(
                 list(request.managers),
                 believe,
                 pb.JoinRequest(
@@ -464,7 +499,9 @@ class Node:
                 raise StateError("this node is in no cluster")
             if self._agent is None:
                 raise StateError("this node is not up yet; try again")
-            if self.identity.role == "manager":
+            if self.locked and not force:
+                raise StateError(f"{LOCKED}; or use --force, and forget what it knows")
+            if self.identity.role == "manager" and not self.locked:
                 await self._lay_down(self.identity, force=force)
             self._left.clear()
             self._leave.set()
@@ -548,25 +585,6 @@ class Node:
         except machine.AddressError as error:
             raise StateError(str(error)) from error
 
-    async def _ask_to_join(self, managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:
-        """The first manager's answer. Nothing is said to one that is not believed."""
-        if not managers:
-            raise StateError("say which manager to join: mesh join --token TOKEN HOST:PORT")
-        failure = ""
-        for address in managers:
-            try:
-                _, answer = await enrol(enrolment_address(address), believe, request.SerializeToString())
-                return pb.JoinReply.FromString(answer)
-            except CaError as error:
-                raise StateError(f"cannot join at {address}: {error}") from error
-            except Refusal as refusal:
-                if refusal.code != "UNAVAILABLE":
-                    raise
-                failure = str(refusal)
-            except (OSError, EOFError, BadFrame) as error:
-                failure = getattr(error, "strerror", None) or str(error) or "it does not answer in time"
-        raise StateError(f"no manager answers at {', '.join(managers)}: {failure}")
-
 
 async def _tell_rumours(agent: Agent, managing: Managing) -> None:
     """Keep the manager of this process, whenever there is one, up to what gossip says of the nodes."""
@@ -577,7 +595,3 @@ async def _tell_rumours(agent: Agent, managing: Managing) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RUMOURS_S):
                 await agent.rumoured.wait()
-
-
-def _slot_name(task: Task | None) -> str | None:
-    return f"{task.service_name}.{task.slot}" if task is not None else None

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from cryptography import x509
 
-from control.ca.contexts import Credentials, client_context, peer_of, server_context
+from control.ca.contexts import Credentials, Locked, client_context, peer_of, server_context
 from control.ca.disk import DIRECTORY, Shelf
 from control.ca.names import Holder, holder_in
 from control.ca.requests import make_request
-from control.ca.root import load_certificates
+from control.ca.root import load_certificates, load_key
 from control.ca.schedule import has_expired, renew_at_s
 from control.ca.verify import root_of_digest, verify_manager
 from control.server.enrolment import Believe
@@ -25,18 +25,22 @@ from control.server.enrolment import Believe
 class Papers:
     """See the module. Raises CredentialsError if the files cannot be used."""
 
-    def __init__(self, state_dir: Path, wall_ms: Callable[[], int]) -> None:
+    def __init__(self, state_dir: Path, wall_ms: Callable[[], int], *, locked: bool = False) -> None:
+        """`locked`: the key is in the vault, and comes with `open`."""
         self._shelf, self._wall_ms = Shelf(state_dir / DIRECTORY), wall_ms
-        self._held: Credentials | None = self._shelf.load()
+        self._kept = b""  # the key, where it is not in its file
+        self._held: Credentials | None = None if locked else self._shelf.load()
         self._made: tuple[Credentials, ssl.SSLContext, ssl.SSLContext] | None = None
 
     @property
     def exist(self) -> bool:
-        return self._held is not None
+        return self._held is not None or self._shelf.exists
 
     def credentials(self) -> Credentials:
-        """What to show now. Only while this node is a member."""
-        assert self._held is not None, "a member has a certificate"
+        """What to show now. Only while this node is a member. Raises Locked."""
+        if self._held is None:
+            assert self._shelf.exists, "a member has a certificate"
+            raise Locked("this manager is locked")
         return self._held
 
     @property
@@ -54,16 +58,33 @@ class Papers:
 
     async def request(self) -> bytes:
         """For a certificate for this node's key, which is made if there is none. Raises CredentialsError."""
-        return make_request(await asyncio.to_thread(self._shelf.key))
+        return make_request(load_key(self._kept) if self._kept else await asyncio.to_thread(self._shelf.key))
 
     async def keep(self, chain: bytes, roots: bytes) -> None:
         """A certificate that a manager has given. Raises CredentialsError."""
-        self._held = await asyncio.to_thread(self._shelf.save, chain, roots)
+        self._held = await asyncio.to_thread(self._shelf.save, chain, roots, self._kept)
 
     async def forget(self) -> None:
         """The node is no member any more."""
         await asyncio.to_thread(self._shelf.remove)
-        self._held = None
+        self._held, self._kept = None, b""
+
+    # --- where the key is -------------------------------------------------------------------------------------------
+
+    async def open(self, key: bytes) -> None:
+        """It was unlocked. Raises CredentialsError."""
+        self._held = await asyncio.to_thread(self._shelf.load, key)
+        await self.hide_key(key)
+
+    async def hide_key(self, key: bytes) -> None:
+        """It is in the vault, and not in its file from now on. Raises OSError."""
+        self._kept = key
+        await asyncio.to_thread(self._shelf.hide_key)
+
+    async def show_key(self, key: bytes) -> None:
+        """It is in its file. Raises OSError."""
+        await asyncio.to_thread(self._shelf.show_key, key)
+        self._kept = b""
 
     def contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         """Of a server and of a client, for the certificate of now."""

@@ -1,0 +1,30 @@
+"""How a machine asks managers to let it in: at their doors for newcomers, one after the other. No tasks."""
+
+from __future__ import annotations
+
+from control.ca.greeting import BadFrame, enrolment_address
+from control.ca.root import CaError
+from control.rpc import control_pb2 as pb
+from control.server.enrolment import Believe, enrol
+from control.server.refusal import Refusal
+from mesh.daemon.local import StateError
+
+
+async def ask_to_join(managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:
+    """The first manager's answer. Nothing is said to one that is not believed. Raises StateError, Refusal."""
+    if not managers:
+        raise StateError("say which manager to join: mesh join --token TOKEN HOST:PORT")
+    failure = ""
+    for address in managers:
+        try:
+            _, answer = await enrol(enrolment_address(address), believe, request.SerializeToString())
+            return pb.JoinReply.FromString(answer)
+        except CaError as error:
+            raise StateError(f"cannot join at {address}: {error}") from error
+        except Refusal as refusal:
+            if refusal.code != "UNAVAILABLE":
+                raise
+            failure = str(refusal)
+        except (OSError, EOFError, BadFrame) as error:
+            failure = getattr(error, "strerror", None) or str(error) or "it does not answer in time"
+    raise StateError(f"no manager answers at {', '.join(managers)}: {failure}")
