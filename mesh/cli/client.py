@@ -134,6 +134,11 @@ class Client:
         with self._failures():
             return self._local.Join(request, timeout=JOIN_TIMEOUT_S).node_id
 
+    def unlock(self, key: str) -> None:
+        """Give the manager on this machine the key to its state."""
+        with self._failures():
+            self._local.Unlock(pb.UnlockRequest(key=key), timeout=self._timeout_s)
+
     def leave(self, *, force: bool) -> None:
         """Leave the cluster."""
         with self._failures():
@@ -272,6 +277,16 @@ class Client:
         request = pb.RotateAuthorityRequest(certificate=certificate, key=key)
         with self._failures():
             return self._control.RotateAuthority(request, timeout=self._timeout_s)
+
+    def unlock_key(self) -> str:
+        """What managers that start are unlocked with; "" without autolock."""
+        with self._failures():
+            return self._control.GetUnlockKey(pb.UnlockKeyRequest(), timeout=self._timeout_s).key
+
+    def rotate_unlock_key(self) -> str:
+        """Another one."""
+        with self._failures():
+            return self._control.RotateUnlockKey(pb.UnlockKeyRequest(), timeout=self._timeout_s).key
 
     def add_user(self, request: pb.AddUserRequest) -> pb.UserReply:
         """A certificate for somebody."""

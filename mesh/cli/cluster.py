@@ -11,6 +11,7 @@ import msgspec
 
 from control.model import Cluster, ClusterSpec, Node, Service, Task
 from mesh.cli.errors import ExitCode, Failure
+from mesh.cli.lock import explain_key
 from mesh.cli.node import warn_of_managers
 from mesh.cli.options import DURATION
 from mesh.cli.output import print_objects
@@ -39,6 +40,7 @@ _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 @click.option("--dispatcher-heartbeat", type=DURATION, help="A node is down after three missed ones. [5s]")
 @click.option("--task-history-limit", type=click.IntRange(min=0), help="Ended tasks kept per slot. [5]")
 @click.option("--name", help="Of the cluster. [default]")
+@click.option("--autolock", is_flag=True, help="Managers that start need a key, which is printed.")
 @click.option("--availability", type=_AVAILABILITY, default="active", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Only the node's id.")
 @pass_session
@@ -53,6 +55,7 @@ def init(
     dispatcher_heartbeat: float | None,
     task_history_limit: int | None,
     name: str | None,
+    autolock: bool,
     availability: str,
     quiet: bool,
 ) -> None:
@@ -75,6 +78,7 @@ def init(
         "heartbeat_period_s": dispatcher_heartbeat,
         "task_history_limit": task_history_limit,
         "name": name,
+        "autolock": autolock or None,
     }
     spec = msgspec.structs.replace(ClusterSpec(), **{key: value for key, value in given.items() if value is not None})
     reply = client.init(
@@ -92,6 +96,8 @@ def init(
     click.echo("To add a worker to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(reply.worker_token, reply.manager_address)}\n")
     click.echo('To add a manager, run "mesh token show manager" and follow the instructions.\n')
+    if reply.unlock_key:
+        click.echo(explain_key(reply.unlock_key))
 
 
 @click.command("join")

@@ -25,6 +25,8 @@ ENTRIES = {
     "cluster": Entry("mesh.cli.settings:cluster_settings", "Settings of the whole cluster", CLUSTER),
     "token": Entry("mesh.cli.token:token", "Join tokens", CLUSTER),
     "join-token": Entry("mesh.cli.token:join_token", "Show or rotate a join token", CLUSTER),
+    "unlock-key": Entry("mesh.cli.lock:unlock_key", "Show or rotate the key that managers are unlocked with", CLUSTER),
+    "unlock": Entry("mesh.cli.lock:unlock", "Unlock this manager after a restart", CLUSTER),
     "ca": Entry("mesh.cli.ca:ca", "The certificate authority of the cluster", CLUSTER),
     "quorum": Entry("mesh.cli.quorum:quorum", "The managers, and whether they can agree", CLUSTER),
     "user": Entry("mesh.cli.user:user", "Certificates for people and programs elsewhere", CLUSTER),

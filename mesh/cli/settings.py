@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from control.model import Cluster
 from mesh.cli.lazy import AliasedGroup
+from mesh.cli.lock import explain_key
 from mesh.cli.options import DURATION
 from mesh.cli.output import inspect_option, print_objects
 from mesh.cli.session import Session, pass_session, retry_overtaken
@@ -46,6 +47,7 @@ def inspect(session: Session, format_: str) -> None:
 @click.option("--address-rest", type=DURATION, help="How long a freed address is not used again.")
 @click.option("--dispatcher-heartbeat", type=DURATION, help="A node is down after three missed ones.")
 @click.option("--task-history-limit", type=click.IntRange(min=0), help="Ended tasks kept per slot.")
+@click.option("--autolock", type=bool, is_flag=False, flag_value="true", help="Managers that start need a key.")
 @pass_session
 def update(
     session: Session,
@@ -55,12 +57,15 @@ def update(
     address_rest: float | None,
     dispatcher_heartbeat: float | None,
     task_history_limit: int | None,
+    autolock: bool | None,
 ) -> None:
     """Change settings. What is not named stays; networks that are there keep their subnets.
 
     \b
     Examples:
       mesh cluster update --dispatcher-heartbeat 2s
+      mesh cluster update --autolock
+      mesh cluster update --autolock=false
       mesh cluster update --default-addr-pool 10.64.0.0/12 --default-addr-pool-mask-length 24
     """
     given = {
@@ -70,11 +75,14 @@ def update(
         "address_rest_s": address_rest,
         "heartbeat_period_s": dispatcher_heartbeat,
         "task_history_limit": task_history_limit,
+        "autolock": autolock,
     }
     changed = {key: value for key, value in given.items() if value is not None}
     if not changed:
         raise click.UsageError("nothing to change: see the options")
     client = session.client()
+
+    locked_before = bool(autolock) and client.get(Cluster, "").spec.autolock
 
     def step() -> Cluster:
         seen = client.get(Cluster, "")
@@ -82,3 +90,5 @@ def update(
         return client.update_cluster(seen.id, seen.meta.version, spec) if spec != seen.spec else seen
 
     click.echo(retry_overtaken(step).spec.name)
+    if autolock and not locked_before:
+        click.echo(explain_key(client.unlock_key()))
