@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 import mesh
 from control.model import NodeDescription
@@ -34,15 +37,25 @@ class HostAddress:
 
 def addresses() -> list[HostAddress]:
     """The global IPv4 addresses of this machine's devices, ours excepted. Blocking; raises OSError."""
-    with IPRoute() as route:
+    with _as_os_error(), IPRoute() as route:
         links = {link["index"]: link for link in route.get_links()}
         found = []
         for record in route.get_addr(family=2):
             address = IPv4Address(record.get_attr("IFA_ADDRESS") if record["prefixlen"] == 32 else _local(record))
             if record["scope"] == RT_SCOPE_UNIVERSE and not any(address in own for own in _OWN_PREFIXES):
-                link = links[record["index"]]
+                link = links.get(record["index"])
+                if link is None:
+                    continue  # it has come since they were listed
                 found.append(HostAddress(address, link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")))
         return found
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, f"cannot list addresses: {error}") from error
 
 
 def _local(record: object) -> str:

@@ -273,7 +273,7 @@ def inside(path: str | None, action: Callable[[], T]) -> T:
             if path is not None:
                 netns.setns(path, flags=0)
             result.append(action())
-        except OSError as error:
+        except (OSError, NetlinkError) as error:
             failure.append(error)
 
     thread = threading.Thread(target=run, name="netns")

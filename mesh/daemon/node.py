@@ -272,7 +272,11 @@ class Node:
         seen = description
         while True:
             await asyncio.sleep(EXECUTORS_LOOK_S)
-            found = await asyncio.to_thread(self._describe, agent.identity.data_address)
+            try:
+                found = await asyncio.to_thread(self._describe, agent.identity.data_address)
+            except OSError as error:  # interfaces that change while they are listed, no descriptors left
+                log.warning("cannot look at this machine", extra={"error": str(error)})
+                continue
             found = msgspec.structs.replace(description, executors=found.executors, tunnel_keys=found.tunnel_keys)
             if found == seen and found != description:
                 log.info("runs", extra={"executors": ", ".join(found.executors), "keys": len(found.tunnel_keys)})
