@@ -18,7 +18,7 @@ class FakeKernel:
         self.networks: dict[str, OverlayNetwork] = {}
         self.peers: frozenset[Peer] = frozenset()
 
-    def apply(self, plan: OverlayPlan) -> Report:
+    def apply(self, plan: OverlayPlan, whole: bool = True) -> Report:
         """Take over what differs."""
         report = Report()
         for network in plan.networks:
@@ -35,7 +35,7 @@ class FakeKernel:
             report.changes["fdb"] += 1
         return report
 
-    def prune(self, plan: OverlayPlan) -> Report:
+    def prune(self, plan: OverlayPlan, whole: bool = True) -> Report:
         """Drop networks that the plan no longer has."""
         report = Report()
         for id_ in self.networks.keys() - {n.id for n in plan.networks}:

@@ -107,7 +107,7 @@ class Kernel:
         self._encryption = Encryption(self._dir, host_netns, keys, now_s)
         self._handles: dict[str | None, Namespace] = {}
 
-    def apply(self, plan: OverlayPlan) -> Report:
+    def apply(self, plan: OverlayPlan, whole: bool = True) -> Report:
         """Add and correct what the plan wants. Removes only what stands in its way."""
         report = Report()
         if not plan.networks:
@@ -138,7 +138,7 @@ class Kernel:
                 report.failed(f"make the router of network {network.id}", error)
         return report
 
-    def prune(self, plan: OverlayPlan) -> Report:
+    def prune(self, plan: OverlayPlan, whole: bool = True) -> Report:
         """Remove what is ours and not in the plan."""
         report = Report()
         wanted = {names.router_netns(n.id): n for n in plan.networks}

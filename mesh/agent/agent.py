@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from control.model import HealthCheck, Network, NodeDescription, Task
 from control.server.edge import Edge
 from mesh.agent import disk
 from mesh.agent.attached import Guest, local_task, with_attached
-from mesh.agent.compile import NodePlan, compile, empty_plan  # noqa: A004 - the architecture's name for it
 from mesh.agent.connection import Connection
 from mesh.agent.gossip import Gossip, GossipDoor
 from mesh.agent.logs import LogSender
@@ -54,7 +53,7 @@ from mesh.agent.tasks import (
     Withdraw,
     Withdrawn,
 )
-from mesh.agent.view import LocalTask, Rumours, View
+from mesh.agent.view import Assignments, LocalTask, Rumours, View
 from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Launch
 from mesh.metrics import Metrics
@@ -121,7 +120,7 @@ class Agent:
         self.logs = LogSender(state_dir, doors.edge, lambda: self.connection.address)
         self.tasks = Tasks()
         self.reconciler = Reconciler(
-            doors.overlay, doors.balancer, doors.name_server, self._plan, self._applied, metrics, doors.watch
+            doors.overlay, doors.balancer, doors.name_server, self._planned, self._applied, metrics, doors.watch
         )
         names = doors.name_server
         metrics.table("meshd_dns_total", "What the name server did", lambda: names.status().counters)
@@ -199,7 +198,7 @@ class Agent:
         self._attached = tuple(attached)
         self.session.attached(msgspec.msgpack.encode(report))
         self.connection.kick()
-        self.reconciler.kick()
+        self.reconciler.repair()  # their engine may have done something to their interfaces
         if self.gossip is not None:
             self.gossip.serve(self._serving())
 
@@ -263,10 +262,11 @@ class Agent:
         )
         return with_attached(view, self._attached)
 
-    def _plan(self) -> tuple[NodePlan, int]:
+    def _planned(self) -> tuple[View, int]:
+        """What plans are made of. Whoever leaves knows nothing any more, and so holds nothing."""
         if self._leaving:
-            return empty_plan(self.identity.data_address), 0
-        return compile(self.view()), self.session.assignments.sequence
+            return replace(self.view(), assignments=Assignments()), 0
+        return self.view(), self.session.assignments.sequence
 
     def _applied(self, outcome: Outcome) -> None:
         """A plan is in force: tasks whose interfaces are in it may start."""

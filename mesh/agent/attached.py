@@ -7,8 +7,7 @@ was sent. What the managers have made of one (which service takes it in) counts,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -39,17 +38,7 @@ def with_attached(view: View, attached: Iterable[Guest]) -> View:
         tasks[one.attachment.id] = local_task(one)
     if not records:
         return view
-    merged = MappingProxyType({**view.assignments.records, **records})
-    return View(
-        node_id=view.node_id,
-        data_address=view.data_address,
-        netns_dir=view.netns_dir,
-        assignments=Assignments(view.assignments.sequence, merged),
-        tasks=tasks,
-        dns_listen=view.dns_listen,
-        rumours=view.rumours,
-        hosts_others=view.hosts_others,
-    )
+    return replace(view, assignments=view.assignments.beside(records), tasks=tasks)
 
 
 def local_task(one: Guest) -> LocalTask:

@@ -1,40 +1,40 @@
 """The heart of a node: what it knows, compiled into what its kernel and its name server should hold.
 
-One pure function, `compile(view) -> NodePlan`. Everything the data plane does is decided here, in one place, from one
-value; the reconcilers only make it true. The rules that matter:
+One pure function, `compile(view) -> NodePlan`. Everything the data plane does is decided here and in `fragments`, from
+one value; the reconcilers only make it true.
 
-- An address is routed as long as its task exists, whatever its state, so that draining connections live.
-- A task gets new connections only while it is *ready*: running, wanted, on a node that is not down. For tasks of this
-  node its own knowledge counts, which is fresher than the managers'.
-- What gossip has heard since the managers spoke corrects them: suspected and dead nodes, tasks that are not well.
-- A *draining* task keeps weight 0; a *lost* one (its node is down) is hidden from balancers and DNS, not forgotten.
-- A published port is open on every node: its network gets a router here even without a task.
+A `Compiler` comes to the same for one view after the other, at the cost of what changed between them: each piece of a
+plan is made from few inputs, and kept while they are as they were. A service with a backend less is one service,
+however many others there are. What is equal is the same object from plan to plan: those who apply them go by that.
+`compile` is a Compiler's first step, so there is one way to make a plan, and no second one to agree with it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Literal
+from ipaddress import ip_address
+from itertools import chain
+from typing import Generic, TypeVar, cast
 
-from control.assignment import Endpoint, EndpointState, Peer, ServiceEntry
-from control.constraint import all_match
-from control.ipv6 import embedded
-from control.lifecycle import TaskState, is_terminal
-from control.model import BalancePolicy, Network, PortSpec
-from dns.plan import Address, DnsPlan, Listener, NetworkNames, ServiceNames, TaskNames
+from control.assignment import Endpoint, Key, Peer, Record, RecordKind, ServiceEntry
+from control.model import Network, PortSpec
+from dns.plan import Address, DnsPlan, NetworkNames, ServiceNames
+from mesh.agent import fragments
+from mesh.agent.fragments import Net
 from mesh.agent.view import Assignments, LocalTask, Rumours, View
-from mesh.vip.plan import Backend, PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
+from mesh.vip.plan import PublishedPort, RouterPlan, VipPlan, VirtualService
 from overlay import names
-from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, PublicKey, RemoteEndpoint, is_key
+from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
 from overlay.plan import Peer as OverlayPeer
 
-DNS_PORT = 53
+T = TypeVar("T")
 
-Serving = Literal["ready", "draining", "hidden"]
+# The order in which changed records are looked at: what others refer to first.
+_ORDER: tuple[RecordKind, ...] = ("network", "service", "endpoint", "task")
+# What every piece depends on: when it changes, everything is made anew.
+_EVERYWHERE: tuple[RecordKind, ...] = ("settings", "node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,79 +46,9 @@ class NodePlan:
     dns: DnsPlan
 
 
-@dataclass(frozen=True, slots=True)
-class _Net:
-    """A network with all that is known of it."""
-
-    record: Network
-    subnet: IPv4Network
-    gateway: IPv4Address
-    subnet6: IPv6Network | None
-    services: list[ServiceEntry] = field(default_factory=list)
-    endpoints: list[Endpoint] = field(default_factory=list)
-    behind: dict[str, list[Endpoint]] = field(default_factory=lambda: defaultdict(list))  # the same, by service
-
-    def both(self, address: str) -> tuple[Address, ...]:
-        """An address of the network, and the IPv6 one that goes with it if the network has any."""
-        return _both(address, self.record.subnet6)
-
-
-# Addresses and backends are the same objects in every plan, so that a plan and the one before are compared by identity.
-# As many are kept as the tasks of a large cluster have addresses on a few networks each.
-_KEPT = 131_072
-
-
-@lru_cache(maxsize=_KEPT)
-def _both(address: str, subnet6: str) -> tuple[Address, ...]:
-    first = IPv4Address(address)
-    return (first, embedded(IPv6Network(subnet6), first)) if subnet6 else (first,)
-
-
-@lru_cache(maxsize=_KEPT)
-def _backends(address: str, subnet6: str, weight: int) -> tuple[Backend, ...]:
-    """A task as a backend, by each of its addresses."""
-    return tuple(Backend(one, weight) for one in _both(address, subnet6))
-
-
-def _number(backend: Backend) -> int:
-    return int(backend.address)
-
-
 def compile(view: View) -> NodePlan:  # noqa: A001 - the architecture's name for it
     """What the node should hold, given all it knows. Total: an empty view gives empty plans."""
-    assignments = view.assignments
-    settings, me = assignments.settings(), assignments.peer(view.node_id)
-    if settings is None or me is None:
-        return empty_plan(view.data_address)
-    peers = {p.node_id: p for p in assignments.of("peer", Peer) if p.data_address}
-    nets = _networks(assignments)
-    return NodePlan(
-        overlay=OverlayPlan(
-            node_number=me.number,
-            underlay=ip_address(view.data_address),
-            vxlan_port=settings.vxlan_port,
-            wireguard_port=settings.wireguard_port,
-            peers=tuple(
-                OverlayPeer(p.number, ip_address(p.data_address), _keys(p))
-                for p in peers.values()
-                if p.node_id != view.node_id
-            ),
-            networks=tuple(_overlay_network(view, net, peers) for net in nets),
-            name_server=names.NAME_SERVER if view.hosts_others else None,
-        ),
-        vip=VipPlan(
-            routers=tuple(_router(view, net, peers) for net in nets),
-            published=tuple(_published(view, nets)),
-        ),
-        dns=_names(view, nets, peers),
-    )
-
-
-def _keys(peer: Peer) -> tuple[PublicKey, ...]:
-    """The keys that a node has told, but for those that are none."""
-    return tuple(
-        PublicKey(one.slot, one.key) for one in peer.tunnel_keys if one.slot in names.KEY_SLOTS and is_key(one.key)
-    )
+    return Compiler().compile(view)
 
 
 def empty_plan(data_address: str) -> NodePlan:
@@ -127,319 +57,313 @@ def empty_plan(data_address: str) -> NodePlan:
     return NodePlan(nothing, VipPlan((), ()), DnsPlan())
 
 
-def _networks(assignments: Assignments) -> list[_Net]:
-    """The networks that have their addresses, each with its services and endpoints, in a fixed order."""
-    nets = {
-        n.id: _Net(n, IPv4Network(n.subnet), IPv4Address(n.gateway), IPv6Network(n.subnet6) if n.subnet6 else None)
-        for n in assignments.of("network", Network)
-        if n.subnet and n.vni
-    }
-    for endpoint in assignments.of("endpoint", Endpoint):
-        if endpoint.network_id in nets:
-            net = nets[endpoint.network_id]
-            net.endpoints.append(endpoint)
-            net.behind[endpoint.service_id].append(endpoint)
-    for service in assignments.of("service", ServiceEntry):
-        for network_id in sorted(_service_networks(service)):
-            if network_id in nets:
-                nets[network_id].services.append(service)
-    return list(nets.values())
+class _Shelf(Generic[T]):
+    """Pieces by key, and all of them in the order of their keys.
 
-
-def _service_networks(service: ServiceEntry) -> set[str]:
-    ingress = {service.ingress_network_id} - {""}
-    return {vip.network_id for vip in service.vips} | set(service.aliases) | ingress
-
-
-def _serving(view: View, endpoint: Endpoint) -> Serving:
-    """Whether new connections may go to an endpoint. Of its own tasks a node knows best."""
-    task = view.tasks.get(endpoint.task_id) if endpoint.node_id == view.node_id else None
-    if endpoint.node_id == view.node_id and task is None:
-        return "hidden"  # not prepared here (yet, or any more)
-    if task is not None:
-        if task.state != TaskState.RUNNING:
-            return "hidden"
-        return "draining" if task.draining or endpoint.state == "draining" else "ready"
-    return _remote(view.rumours, endpoint)
-
-
-_STORED: dict[EndpointState, Serving] = {
-    "ready": "ready",
-    "draining": "draining",
-    "starting": "hidden",
-    "lost": "hidden",
-}
-
-
-def _remote(rumours: Rumours, endpoint: Endpoint) -> Serving:
-    """Whether a task of another node serves: as the managers say, corrected by what gossip has heard since.
-
-    A suspected node gets no new connections; one that is dead by gossip is hidden, and comes back with its tasks. A
-    node that says more of its own tasks than the managers have heard yet is believed, but for what is to stop.
+    Most shelves have pieces of one width only: there a change is made in the list of all, and costs a move in memory.
     """
-    stored, liveness = _STORED[endpoint.state], rumours.nodes.get(endpoint.node_id, "alive")
-    if liveness == "dead":
-        return "hidden"
-    said = rumours.tasks.get(endpoint.node_id)
-    told = said.get(endpoint.task_id) if said is not None else None
-    serving = stored if told is None else told.serving
-    if endpoint.state == "draining":
-        serving = min(serving, "draining", key=_LEAST)
-    return min(serving, "draining", key=_LEAST) if liveness == "suspect" else serving
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, tuple[T, ...]] = {}
+        self._keys: list[str] = []
+        self._width = 0  # of every piece; 0: they differ
+        self._flat: list[T] = []  # if they do not
+        self._all: tuple[T, ...] | None = ()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._pieces
+
+    def put(self, key: str, piece: Iterable[T]) -> None:
+        """Replace what is there of that key. What is equal stays the same object."""
+        new, old = tuple(piece), self._pieces.get(key, ())
+        if new == old:
+            return
+        if not self._pieces:
+            self._width = len(new)
+        elif len(new) not in (0, self._width):
+            self._width, self._flat = 0, []
+        at = bisect_left(self._keys, key)
+        if self._width:
+            self._flat[at * self._width : at * self._width + len(old)] = new
+        if not old:
+            self._keys.insert(at, key)
+        if new:
+            self._pieces[key] = new
+        else:
+            del self._pieces[key]
+            del self._keys[at]
+        self._all = None
+
+    def all(self) -> tuple[T, ...]:
+        """Every piece; the same object while nothing changes."""
+        if self._all is None:
+            in_order = self._flat if self._width else chain.from_iterable(map(self._pieces.__getitem__, self._keys))
+            self._all = tuple(in_order)
+        return self._all
 
 
-_RANK: dict[Serving, int] = {"hidden": 0, "draining": 1, "ready": 2}
-_LEAST = _RANK.__getitem__
+@dataclass(slots=True)
+class _Pieces:
+    """All of one network that is made of endpoints and services."""
+
+    local: _Shelf[LocalEndpoint] = field(default_factory=_Shelf)
+    remote: _Shelf[RemoteEndpoint] = field(default_factory=_Shelf)
+    own: _Shelf[Address] = field(default_factory=_Shelf)
+    hosted: _Shelf[VirtualService] = field(default_factory=_Shelf)
+    host_ports: _Shelf[PortSpec] = field(default_factory=_Shelf)
+    services: _Shelf[VirtualService] = field(default_factory=_Shelf)
+    ports: _Shelf[PortSpec] = field(default_factory=_Shelf)
+    names: _Shelf[ServiceNames] = field(default_factory=_Shelf)
 
 
-# --- overlay ------------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Place:
+    """A network as it was told, and what is on it; `net` is None while it has no addresses, or is not told of."""
+
+    net: Net | None = None
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    services: dict[str, ServiceEntry] = field(default_factory=dict)
+    behind: dict[str, list[str]] = field(default_factory=dict)  # keys of endpoints by service, in order
+    pieces: _Pieces = field(default_factory=_Pieces)
+    overlay: OverlayNetwork | None = None
+    router: RouterPlan | None = None
+    published: tuple[PublishedPort, ...] = ()
+    names: NetworkNames | None = None
 
 
-def _attached(task: LocalTask | None) -> str | None:
-    """The namespace to put an interface into, or None."""
-    return task.netns if task is not None and not is_terminal(task.state) else None
+_At = tuple[str, str]  # a network, and a key in it
 
 
-def _overlay_network(view: View, net: _Net, peers: Mapping[str, Peer]) -> OverlayNetwork:
-    local: list[LocalEndpoint] = []
-    remote: list[RemoteEndpoint] = []
-    for endpoint in net.endpoints:
-        address, *more = net.both(endpoint.address)
-        if endpoint.node_id != view.node_id:
-            if endpoint.node_id in peers:
-                number = peers[endpoint.node_id].number
-                remote += (RemoteEndpoint(one, number) for one in (address, *more))
-        elif netns := _attached(view.tasks.get(endpoint.task_id)):
-            local.append(_local_endpoint(view, net, endpoint, netns))
-    return OverlayNetwork(
-        id=net.record.id,
-        vni=net.record.vni,
-        subnet=net.subnet,
-        gateway=net.gateway,
-        internal=net.record.spec.internal,
-        local=tuple(local),
-        remote=tuple(remote),
-        subnet6=net.subnet6,
-        gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
-        encrypted=net.record.spec.encrypted,
-    )
+class Compiler:
+    """Makes the plan of one view after the other."""
 
+    def __init__(self) -> None:
+        """It has seen nothing: the first plan is made from nothing."""
+        self._view: View | None = None
+        self._clear()
 
-def _local_endpoint(view: View, net: _Net, endpoint: Endpoint, netns: str) -> LocalEndpoint:
-    index = _interface_index(view, endpoint)
-    address = IPv4Address(endpoint.address)
-    task = view.tasks[endpoint.task_id]
-    return LocalEndpoint(
-        endpoint.task_id,
-        address,
-        netns,
-        task.interface or f"eth{index}",
-        default_route=task.default_route if task.interface else index == 0,
-        handed=task.handed,
-        address6=embedded(net.subnet6, address) if net.subnet6 is not None else None,
-    )
+    def _clear(self) -> None:
+        self._places: dict[str, _Place] = {}
+        self._by_task: dict[str, tuple[_At, ...]] = {}
+        self._by_node: dict[str, set[_At]] = {}
+        self._endpoints: set[_At] = set()  # whose pieces are to be made anew
+        self._services: set[_At] = set()
+        self._peers: dict[str, Peer] = {}  # those with an address
+        self._overlay_peers: tuple[OverlayPeer, ...] = ()
 
+    def compile(self, view: View) -> NodePlan:
+        """What the node should hold, given all it knows."""
+        settings, me = view.assignments.settings(), view.assignments.peer(view.node_id)
+        before, self._view = self._view, None  # until all has gone well
+        if settings is None or me is None:
+            return empty_plan(view.data_address)
+        self._take_in(before, view)
+        touched = {network_id for network_id, _ in self._endpoints | self._services}
+        self._make_endpoints(view)
+        self._make_services(view)
+        places = [place for _, place in sorted(self._places.items()) if place.net is not None]
+        for place in places:
+            if place.net is not None and (place.router is None or place.net.record.id in touched):
+                self._put_together(view, place, place.net)
+        plan = NodePlan(
+            overlay=OverlayPlan(
+                node_number=me.number,
+                underlay=ip_address(view.data_address),
+                vxlan_port=settings.vxlan_port,
+                wireguard_port=settings.wireguard_port,
+                peers=self._overlay_peers,
+                networks=tuple(place.overlay for place in places if place.overlay is not None),
+                name_server=names.NAME_SERVER if view.hosts_others else None,
+            ),
+            vip=VipPlan(
+                routers=tuple(place.router for place in places if place.router is not None),
+                published=tuple(port for place in places for port in place.published),
+            ),
+            dns=self._names(view, places),
+        )
+        self._view = view
+        return plan
 
-def _interface_index(view: View, endpoint: Endpoint) -> int:
-    """Interfaces are numbered in the order in which the task's spec names its networks."""
-    task = view.assignments.task(endpoint.task_id)
-    networks = [a.network_id for a in task.addresses] if task is not None else []
-    return networks.index(endpoint.network_id) if endpoint.network_id in networks else 0
+    # --- what changed -------------------------------------------------------------------------------------------------
 
+    def _take_in(self, before: View | None, view: View) -> None:
+        """Note what is to be made anew."""
+        changed = _changed(before.assignments if before is not None else Assignments(), view.assignments)
+        if before is None or _fixed(before) != _fixed(view) or self._meet(view, changed):
+            before = None
+            self._clear()
+            self._meet(view, {"peer": [("peer", "")]})
+            changed = _changed(Assignments(), view.assignments)
+        for kind in _ORDER:
+            for _, name in sorted(changed.get(kind, ())):  # in order, each finds its place at the end
+                self._record(kind, name, view.assignments.records.get((kind, name)))
+        if before is not None:
+            self._own_tasks(before.tasks, view.tasks)
+            self._rumours(before.rumours, view.rumours)
 
-# --- balancing ----------------------------------------------------------------------------------------------------
+    def _meet(self, view: View, changed: Mapping[RecordKind, list[Key]]) -> bool:
+        """Get to know the peers, if any changed. Whether that, or what else changed, concerns every piece."""
+        if any(kind in changed for kind in _EVERYWHERE):
+            return True
+        if "peer" not in changed:
+            return False
+        numbers = {node_id: peer.number for node_id, peer in self._peers.items()}
+        self._peers = {p.node_id: p for p in view.assignments.of("peer", Peer) if p.data_address}
+        self._overlay_peers = tuple(
+            OverlayPeer(p.number, ip_address(p.data_address), fragments.keys(p))
+            for p in self._peers.values()
+            if p.node_id != view.node_id
+        )
+        return numbers != {node_id: peer.number for node_id, peer in self._peers.items()}
 
+    def _record(self, kind: RecordKind, name: str, now: Record | None) -> None:
+        match kind:
+            case "network":
+                self._network(name, cast("Network | None", now))
+            case "service":
+                self._service(name, cast("ServiceEntry | None", now))
+            case "endpoint":
+                self._endpoint(name, cast("Endpoint | None", now))
+            case _:  # a task of this node: which of its networks is its first
+                self._endpoints.update(self._by_task.get(name, ()))
 
-_WEIGHTS: dict[Serving, int] = {"ready": 1, "draining": 0}
+    def _network(self, network_id: str, now: Network | None) -> None:
+        place = self._places.setdefault(network_id, _Place())
+        place.net = fragments.net_of(now)
+        place.pieces, place.overlay, place.router, place.published, place.names = _Pieces(), None, None, (), None
+        self._endpoints |= {(network_id, key) for key in place.endpoints}
+        self._services |= {(network_id, service_id) for service_id in place.services}
+        self._tidy(network_id)
 
+    def _service(self, service_id: str, now: ServiceEntry | None) -> None:
+        networks = fragments.networks_of(now) if now is not None else set()
+        for network_id, place in self._places.items():
+            if network_id not in networks and place.services.pop(service_id, None) is not None:
+                self._services.add((network_id, service_id))
+        for network_id in networks:
+            assert now is not None
+            self._places.setdefault(network_id, _Place()).services[service_id] = now
+            self._services.add((network_id, service_id))
 
-def _spread(
-    view: View,
-    net: _Net,
-    where: Iterable[Address],
-    port: PortSpec | None,
-    endpoints: Iterable[Endpoint],
-    policy: BalancePolicy,
-) -> Iterable[VirtualService]:
-    """A virtual service on the addresses `where` (one of each family of the network) for one port, or for all."""
-    states = [(e, _serving(view, e)) for e in endpoints]
-    subnet6 = net.record.subnet6
-    found = [_backends(e.address, subnet6, _WEIGHTS[state] * e.weight) for e, state in states if state in _WEIGHTS]
-    for family, address in enumerate(where):
-        yield VirtualService(
-            address,
-            port.protocol if port is not None else None,
-            port.published if port is not None else None,
-            port.target if port is not None else None,
-            tuple(sorted((each[family] for each in found), key=_number)),
-            scheduler=policy.scheduler,
-            affinity_s=policy.affinity_s,
-            idle_s=policy.idle_s,
+    def _endpoint(self, key: str, now: Endpoint | None) -> None:
+        network_id = key.rpartition("/")[2]
+        at, place = (network_id, key), self._places.setdefault(network_id, _Place())
+        before = place.endpoints.pop(key, None)
+        if before is not None:
+            keys = place.behind[before.service_id]
+            del keys[bisect_left(keys, key)]
+            if not keys:
+                del place.behind[before.service_id]
+            self._by_task[before.task_id] = tuple(one for one in self._by_task[before.task_id] if one != at)
+            if not self._by_task[before.task_id]:
+                del self._by_task[before.task_id]
+            self._by_node[before.node_id].discard(at)
+            if not self._by_node[before.node_id]:
+                del self._by_node[before.node_id]
+            self._services.add((network_id, before.service_id))
+        if now is not None:
+            place.endpoints[key] = now
+            insort(place.behind.setdefault(now.service_id, []), key)
+            self._by_task[now.task_id] = (*self._by_task.get(now.task_id, ()), at)
+            self._by_node.setdefault(now.node_id, set()).add(at)
+        self._endpoints.add(at)
+
+    def _own_tasks(self, before: Mapping[str, LocalTask], now: Mapping[str, LocalTask]) -> None:
+        for task_id in before.keys() | now.keys():
+            if before.get(task_id) != now.get(task_id):
+                self._endpoints.update(self._by_task.get(task_id, ()))
+
+    def _rumours(self, before: Rumours, now: Rumours) -> None:
+        for node_id in before.nodes.keys() | now.nodes.keys():
+            if before.nodes.get(node_id, "alive") != now.nodes.get(node_id, "alive"):
+                self._endpoints.update(self._by_node.get(node_id, ()))
+        for node_id in before.tasks.keys() | now.tasks.keys():
+            old, new = before.tasks.get(node_id), now.tasks.get(node_id)
+            if old is new:
+                continue
+            for network_id, key in self._by_node.get(node_id, ()):
+                task_id = self._places[network_id].endpoints[key].task_id
+                if (old.get(task_id) if old else None) != (new.get(task_id) if new else None):
+                    self._endpoints.add((network_id, key))
+
+    def _tidy(self, network_id: str) -> None:
+        place = self._places[network_id]
+        if place.net is None and not place.endpoints and not place.services:
+            del self._places[network_id]
+
+    # --- what is made of it -------------------------------------------------------------------------------------------
+
+    def _make_endpoints(self, view: View) -> None:
+        for network_id, key in sorted(self._endpoints):
+            if (place := self._places.get(network_id)) is None:
+                continue
+            endpoint, net, pieces = place.endpoints.get(key), place.net, place.pieces
+            if endpoint is not None:
+                self._services.add((network_id, endpoint.service_id))
+            if endpoint is None or net is None:
+                for shelf in (pieces.local, pieces.remote, pieces.own, pieces.hosted, pieces.host_ports):
+                    shelf.put(key, ())
+                continue
+            pieces.remote.put(key, fragments.remote_endpoints(view, net, endpoint, self._peers))
+            if endpoint.node_id == view.node_id or key in pieces.own:
+                pieces.local.put(key, fragments.local_endpoints(view, net, endpoint))
+                pieces.own.put(key, fragments.own_addresses(view, net, endpoint))
+                pieces.hosted.put(key, fragments.hosted_services(view, net, endpoint))
+                pieces.host_ports.put(key, fragments.host_ports(view, endpoint))
+        for network_id in {network_id for network_id, _ in self._endpoints if network_id in self._places}:
+            self._tidy(network_id)
+        self._endpoints = set()
+
+    def _make_services(self, view: View) -> None:
+        for network_id, service_id in sorted(self._services):
+            if (place := self._places.get(network_id)) is None:
+                continue
+            service, net, pieces = place.services.get(service_id), place.net, place.pieces
+            if service is None or net is None:
+                for shelf in (pieces.services, pieces.ports, pieces.names):
+                    shelf.put(service_id, ())
+                continue
+            behind = [place.endpoints[key] for key in place.behind.get(service_id, ())]
+            pieces.services.put(service_id, fragments.virtual_services(view, net, service, behind))
+            pieces.ports.put(service_id, fragments.ingress_ports(view, service, network_id))
+            pieces.names.put(service_id, (fragments.service_names(view, net, service, behind),))
+        for network_id in {network_id for network_id, _ in self._services if network_id in self._places}:
+            self._tidy(network_id)
+        self._services = set()
+
+    def _put_together(self, view: View, place: _Place, net: Net) -> None:
+        pieces = place.pieces
+        place.overlay = fragments.overlay_network(net, pieces.local.all(), pieces.remote.all())
+        services = pieces.services.all() + pieces.hosted.all()
+        place.router = fragments.router(view, net, self._peers.values(), pieces.own.all(), services)
+        place.published = tuple(fragments.published(net, (*pieces.ports.all(), *pieces.host_ports.all())))
+        place.names = fragments.network_names(net, pieces.names.all())
+
+    def _names(self, view: View, places: list[_Place]) -> DnsPlan:
+        nets = [place.net for place in places if place.net is not None]
+        known = {net.record.id for net in nets}
+        own = sorted(at for at in self._by_node.get(view.node_id, ()) if at[0] in known)
+        return DnsPlan(
+            listeners=tuple(fragments.listeners(view, nets)),
+            networks=tuple(place.names for place in places if place.names is not None),
+            nodes={
+                **{name: ip_address(address) for name, address in view.rumours.strangers.items()},
+                **{p.name: ip_address(p.data_address) for p in self._peers.values()},
+            },
+            multihomed=fragments.multihomed(view, (self._places[network].endpoints[key] for network, key in own)),
         )
 
 
-def _router(view: View, net: _Net, peers: Mapping[str, Peer]) -> RouterPlan:
-    uplink = names.uplink(net.record.vni)
-    services: list[VirtualService] = []
-    entries = _entries(net)
-    for service in net.services:
-        behind, policy = net.behind[service.service_id], service.balance
-        for vip in service.vips:
-            if vip.network_id == net.record.id:
-                services += _spread(view, net, net.both(vip.address), None, behind, policy)
-        for port in _ingress_ports(view, service, net.record.id):
-            services += _spread(view, net, entries, port, behind, policy)
-    for endpoint, port in _host_ports(view, net):
-        services += _spread(view, net, entries, port, [endpoint], BalancePolicy())
-    return RouterPlan(
-        netns=f"{view.netns_dir}/{names.router_netns(net.record.id)}",
-        subnet=net.subnet,
-        gateway=net.gateway,
-        vxlan_device=names.vxlan_device(net.record.vni),
-        uplink_device=uplink.router_device,
-        uplink_address=uplink.router_address,
-        masquerade=not net.record.spec.internal,
-        local_tasks=tuple(a for e in net.endpoints if e.node_id == view.node_id for a in net.both(e.address)),
-        return_paths=tuple(_return_path(p, net) for p in peers.values() if p.node_id != view.node_id),
-        services=tuple(services),
-        subnet6=net.subnet6,
-        gateway6=IPv6Address(net.record.gateway6) if net.record.gateway6 else None,
-        uplink_address6=uplink.router_address6 if net.subnet6 is not None else None,
-    )
+def _fixed(view: View) -> tuple[object, ...]:
+    return view.node_id, view.data_address, view.netns_dir, view.dns_listen, view.hosts_others
 
 
-def _entries(net: _Net) -> tuple[Address, ...]:
-    """Where connections from outside enter a router: its addresses towards the host."""
-    uplink = names.uplink(net.record.vni)
-    return (uplink.router_address,) if net.subnet6 is None else (uplink.router_address, uplink.router_address6)
-
-
-def _return_path(peer: Peer, net: _Net) -> ReturnPath:
-    return ReturnPath(
-        peer.number,
-        names.router_mac(peer.number),
-        names.router_address(peer.number),
-        names.router_address6(peer.number) if net.subnet6 is not None else None,
-    )
-
-
-def _ingress_ports(view: View, service: ServiceEntry, network_id: str) -> list[PortSpec]:
-    """The ports that are published on this node over that network."""
-    if service.ingress_network_id != network_id:
-        return []
-    me = view.assignments.own_node()
-    return [
-        port
-        for port in service.ports
-        if port.mode == "ingress"
-        and port.published
-        and (not port.constraints or (me is not None and all_match(me, port.constraints)))
-    ]
-
-
-def _host_ports(view: View, net: _Net) -> list[tuple[Endpoint, PortSpec]]:
-    """Host-mode ports of this node's own tasks; a task on several networks is reached over its first."""
-    return [
-        (endpoint, port)
-        for endpoint in net.endpoints
-        if endpoint.node_id == view.node_id and _interface_index(view, endpoint) == 0
-        for port in endpoint.host_ports
-        if port.published
-    ]
-
-
-def _published(view: View, nets: Iterable[_Net]) -> Iterable[PublishedPort]:
-    for net in nets:
-        uplink = names.uplink(net.record.vni)
-        ingress = [port for service in net.services for port in _ingress_ports(view, service, net.record.id)]
-        host = [port for _, port in _host_ports(view, net)]
-        for port in sorted(dict.fromkeys(ingress + host), key=lambda p: (p.protocol, p.published)):
-            yield PublishedPort(
-                port.protocol,
-                port.published,
-                uplink.router_address,
-                uplink.host_device,
-                router_address6=uplink.router_address6 if net.subnet6 is not None else None,
-                addresses=(ip_address(port.address),) if port.address else (),
-            )
-
-
-# --- names --------------------------------------------------------------------------------------------------------
-
-
-def _names(view: View, nets: list[_Net], peers: Mapping[str, Peer]) -> DnsPlan:
-    homes: dict[str, list[Endpoint]] = defaultdict(list)
-    for net in nets:
-        for endpoint in net.endpoints:
-            if endpoint.node_id == view.node_id:
-                homes[endpoint.task_id].append(endpoint)
-    return DnsPlan(
-        listeners=(
-            *_host_listener(view),
-            *(
-                Listener(f"{view.netns_dir}/{names.router_netns(n.record.id)}", n.gateway, DNS_PORT, n.record.id)
-                for n in nets
-            ),
-            *_common_listeners(view, nets),
-        ),
-        networks=tuple(
-            NetworkNames(n.record.id, n.record.spec.name, n.gateway, tuple(_service_names(view, n)), _subnets(n))
-            for n in nets
-        ),
-        nodes={
-            **{name: ip_address(address) for name, address in view.rumours.strangers.items()},
-            **{p.name: ip_address(p.data_address) for p in peers.values()},
-        },
-        multihomed={
-            (e.network_id, IPv4Address(e.address)): tuple(
-                h.network_id for h in sorted(home, key=lambda h: _interface_index(view, h))
-            )
-            for home in homes.values()
-            if len(home) > 1
-            for e in home
-        },
-    )
-
-
-def _subnets(net: _Net) -> tuple[IPv4Network | IPv6Network, ...]:
-    return (net.subnet,) if net.subnet6 is None else (net.subnet, net.subnet6)
-
-
-def _host_listener(view: View) -> tuple[Listener, ...]:
-    if view.dns_listen is None:
-        return ()
-    address, port = view.dns_listen
-    return (Listener(None, ip_address(address), port, None),)
-
-
-def _common_listeners(view: View, nets: list[_Net]) -> Iterable[Listener]:
-    """Where containers of others ask, on any network or on none of ours."""
-    if view.hosts_others and nets:
-        yield Listener(None, names.NAME_SERVER, DNS_PORT, None)
-        for net in nets:
-            netns = f"{view.netns_dir}/{names.router_netns(net.record.id)}"
-            yield Listener(netns, names.NAME_SERVER, DNS_PORT, net.record.id)
-
-
-def _service_names(view: View, net: _Net) -> Iterable[ServiceNames]:
-    for service in net.services:
-        yield ServiceNames(
-            name=service.name,
-            aliases=service.aliases.get(net.record.id, ()),
-            vips=tuple(a for v in service.vips if v.network_id == net.record.id for a in net.both(v.address)),
-            tasks=tuple(
-                TaskNames(
-                    id=endpoint.task_id,
-                    slot=endpoint.slot,
-                    hostname=endpoint.hostname,
-                    aliases=(),
-                    addresses=net.both(endpoint.address),
-                    ready=_serving(view, endpoint) == "ready",
-                    local=endpoint.node_id == view.node_id,
-                )
-                for endpoint in net.behind[service.service_id]
-            ),
-            ttl_s=service.names.ttl_s,
-            ports=tuple((port.name, port.protocol, port.port) for port in service.named_ports),
-            local_first=service.names.local_first,
-        )
+def _changed(before: Assignments, now: Assignments) -> dict[RecordKind, list[Key]]:
+    """The keys whose records are others, by kind."""
+    found: dict[RecordKind, list[Key]] = {}
+    old, new = before.records, now.records
+    for key in now.changed_since(before):
+        was, one = old.get(key), new.get(key)
+        if was is not one and was != one:
+            found.setdefault(key[0], []).append(key)
+    return found

@@ -1,7 +1,11 @@
 """Makes the plans true: overlay, balancers and name server, in an order that never breaks live traffic.
 
-One worker thread holds all netlink and nftables handles; the loop never waits for the kernel. Runs when something
-changed (debounced), and at least every RESYNC_S, so that what others broke is repaired.
+One worker thread holds all netlink and nftables handles; the loop never waits for the kernel. Two ways to do it:
+
+- *A change of the plan* (debounced) costs what changed: the plan is made by difference, and what is as it was last
+  applied is not looked at.
+- *As a whole*, level-triggered: the plan is made from nothing, the kernel is read and put right. At the start, every
+  RESYNC_S, when others have changed the kernel, and after a failure.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from typing import Protocol, TypeVar
 from dns.plan import Address, DnsPlan
 from dns.resolver import Explanation, Line
 from dns.service import Status
-from mesh.agent.compile import NodePlan
+from mesh.agent.compile import Compiler, NodePlan
+from mesh.agent.view import View
 from mesh.metrics import Counter, Metrics
 from mesh.vip.plan import Observed, VipPlan
 from overlay import names
@@ -47,8 +52,8 @@ class Report(Protocol):
 
 
 class Overlay(Protocol):
-    def apply(self, plan: OverlayPlan) -> Report: ...
-    def prune(self, plan: OverlayPlan) -> Report: ...
+    def apply(self, plan: OverlayPlan, whole: bool = True) -> Report: ...
+    def prune(self, plan: OverlayPlan, whole: bool = True) -> Report: ...
 
 
 class BalancerKind(Protocol):
@@ -61,8 +66,8 @@ class Balancer(Protocol):
     def balancer(self) -> BalancerKind: ...
     @property
     def balancer_reason(self) -> str: ...
-    def apply(self, plan: VipPlan) -> Report: ...
-    def prune(self, plan: VipPlan) -> Report: ...
+    def apply(self, plan: VipPlan, whole: bool = True) -> Report: ...
+    def prune(self, plan: VipPlan, whole: bool = True) -> Report: ...
     def observe(self) -> Observed: ...
 
 
@@ -122,59 +127,89 @@ class Reconciler:
         overlay: Overlay,
         balancer: Balancer,
         name_server: NameServer,
-        plan: Callable[[], tuple[NodePlan, int]],
+        view: Callable[[], tuple[View, int]],
         done: Callable[[Outcome], None],
         metrics: Metrics,
         watch: MakeWatch = lambda _: Unwatched(),
     ) -> None:
-        """`plan` gives the newest plan and the sequence it was made from; `done` hears of each application.
+        """`view` is all that is known now, and the sequence it was made from; `done` hears of each application.
 
-        `watch` makes what calls `kick` when others change the kernel.
+        `watch` makes what calls `repair` when others change the kernel.
         """
-        self._watch = watch(self.kick)
+        self._watch = watch(self.repair)
         self._overlay, self._balancer, self._name_server = overlay, balancer, name_server
-        self._plan, self._done = plan, done
+        self._view, self._done = view, done
+        self._compiler: Compiler | None = None
         self._dirty = asyncio.Event()
+        self._whole = True
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
         self._last: NodePlan | None = None
         self.repairs: Counter = metrics.counter("meshd_repairs_total", "Differences found in the kernel and put right")
         self._changes: Counter = metrics.counter("meshd_kernel_changes_total", "Changes made in the kernel")
+        self._strays: Counter = metrics.counter(
+            "meshd_plan_strays_total", "Plans made by difference that were not as they are from nothing"
+        )
 
     def kick(self) -> None:
-        """Something changed: apply soon."""
+        """Something changed that plans are made of: apply soon."""
+        self._dirty.set()
+
+    def repair(self) -> None:
+        """Something may have changed in the kernel: look at all of it soon."""
+        self._whole = True
         self._dirty.set()
 
     async def run(self) -> None:
-        """Apply whenever kicked, and every RESYNC_S."""
-        self._dirty.set()
-        wait_s = RESYNC_S
+        """Apply whenever kicked, and as a whole every RESYNC_S."""
+        loop = asyncio.get_running_loop()
+        self.repair()
+        due_s = loop.time()
         try:
             while True:
                 try:
-                    async with asyncio.timeout(wait_s):
+                    async with asyncio.timeout_at(due_s):
                         await self._dirty.wait()
                     await asyncio.sleep(DEBOUNCE_S)
                 except TimeoutError:
                     pass
                 self._dirty.clear()
-                outcome = await self.apply_once()
-                wait_s = RETRY_S if outcome.errors else RESYNC_S
+                whole, self._whole = self._whole or loop.time() >= due_s, False
+                outcome = await self.apply_once(whole)
+                if outcome.errors:
+                    due_s = loop.time() + RETRY_S
+                elif whole:
+                    due_s = loop.time() + RESYNC_S
         finally:
             self._watch.close()
 
-    async def apply_once(self) -> Outcome:
+    async def apply_once(self, whole: bool = True) -> Outcome:
         """Apply the newest plan now."""
-        plan, sequence = self._plan()
+        view, sequence = self._view()
         loop = asyncio.get_running_loop()
-        expected = plan != self._last
-        with self._watch.quiet():
-            errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected)
-        await self._watch.follow(_watched(plan))
+        plan = await self._plan_anew(view) if whole or self._compiler is None else self._compiler.compile(view)
+        expected, errors = plan != self._last, []
+        if whole or expected:
+            with self._watch.quiet():
+                errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected, whole)
+            await self._watch.follow(_watched(plan))
         await self._name_server.apply(plan.dns)
         self._last = plan if not errors else None
         outcome = Outcome(plan, sequence, tuple(errors))
         self._done(outcome)
         return outcome
+
+    async def _plan_anew(self, view: View) -> NodePlan:
+        """The plan from nothing; if it is what the differences have come to, that, whose objects are known."""
+        made = Compiler()
+        plan = await asyncio.get_running_loop().run_in_executor(self._thread, made.compile, view)
+        if self._compiler is not None:
+            by_difference = self._compiler.compile(view)
+            if by_difference == plan:
+                return by_difference
+            self._strays.add(1)
+            log.error("a plan made by difference was wrong, and is replaced")
+        self._compiler = made
+        return plan
 
     @property
     def plan(self) -> NodePlan | None:
@@ -193,13 +228,13 @@ class Reconciler:
         """Let go of the worker thread. What is in the kernel stays."""
         self._thread.shutdown(wait=True)
 
-    def _kernel(self, plan: NodePlan, expected: bool) -> list[str]:
+    def _kernel(self, plan: NodePlan, expected: bool, whole: bool) -> list[str]:
         """Routes before backends, backends gone before routes. Runs in the worker thread."""
         reports = [
-            self._overlay.apply(plan.overlay),
-            self._balancer.apply(plan.vip),
-            self._balancer.prune(plan.vip),
-            self._overlay.prune(plan.overlay),
+            self._overlay.apply(plan.overlay, whole),
+            self._balancer.apply(plan.vip, whole),
+            self._balancer.prune(plan.vip, whole),
+            self._overlay.prune(plan.overlay, whole),
         ]
         changes = {kind: count for report in reports for kind, count in report.changes.items() if count}
         if changes:

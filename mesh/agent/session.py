@@ -76,7 +76,7 @@ class Session:
         self._told_applied = self._applied = 0
         self._told_attached = not self._attached
         # What we hold stays in force, but no difference of the new stream applies to it.
-        self.assignments = Assignments(0, self.assignments.records)
+        self.assignments = self.assignments.restarted()
         self._last_heard, self._greeted = now, False
         self._next_heartbeat = now + self._period_s
         self.connected = False

@@ -20,7 +20,7 @@ class FakeKernel:
         self._routers: dict[str, RouterPlan] = {}
         self._ports: dict[str, dict[Key, Key]] = {}  # elements of the host's maps
 
-    def apply(self, plan: VipPlan) -> Report:
+    def apply(self, plan: VipPlan, whole: bool = True) -> Report:
         """Take over what differs."""
         report = Report()
         for router in plan.routers:
@@ -37,7 +37,7 @@ class FakeKernel:
         self._ports = ports
         return report
 
-    def prune(self, plan: VipPlan) -> Report:
+    def prune(self, plan: VipPlan, whole: bool = True) -> Report:
         """Drop routers that the plan no longer has."""
         report = Report()
         for path in self._routers.keys() - {router.netns for router in plan.routers}:

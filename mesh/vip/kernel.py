@@ -62,7 +62,7 @@ class Kernel:
         self._ports: dict[str, Elements] | None = None  # as last applied; None: not yet
         self._upgraded: set[str | None] = set()  # where nothing of an earlier version is left
 
-    def apply(self, plan: VipPlan) -> Report:
+    def apply(self, plan: VipPlan, whole: bool = True) -> Report:
         """Make every router and the host as planned. What cannot be done is told, the rest is done."""
         report = Report()
         for router in plan.routers:
@@ -72,7 +72,7 @@ class Kernel:
             self._attempt(report, "publish ports", self._publish, plan, table)
         return report
 
-    def prune(self, plan: VipPlan) -> Report:
+    def prune(self, plan: VipPlan, whole: bool = True) -> Report:
         """Remove what is ours from routers that the plan no longer has, and from the host when it has none."""
         report = Report()
         wanted = {router.netns for router in plan.routers}
