@@ -58,9 +58,9 @@ class ClusterDoor:
         """Why somebody who takes connections does not answer, if it is for want of one."""
         if not any(word in details for word in _NO_CONNECTION):
             return None
+        name = self._context.name
         return Failure(
-            f'the manager at {self._address} and context "{self._context.name}" do not believe each other, or it has '
-            f"gone: the certificate may have expired, or the cluster's root have changed (\"mesh context show "
-            f'{self._context.name}"): {details}',
+            f'the manager at {self._address} and context "{name}" do not believe each other, or it is gone; if the '
+            f'root of the cluster was changed, "mesh context renew {name}" helps: {details}',
             ExitCode.UNAVAILABLE,
         )

@@ -37,6 +37,7 @@ from control.model import (
     TaskAddress,
     TaskSpec,
     TaskStatus,
+    User,
 )
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
@@ -263,6 +264,11 @@ class FakeDaemon(ControlServicer, LocalServicer, LogsServicer):
     def RotateToken(self, request: pb.RotateTokenRequest, context: grpc.ServicerContext) -> pb.RotateTokenReply:
         self._begin("RotateToken", request, context)
         return pb.RotateTokenReply(token=f"NEW-{request.role}")
+
+    def AddUser(self, request: pb.AddUserRequest, context: grpc.ServicerContext) -> pb.UserReply:
+        self._begin("AddUser", request, context)
+        self.add(User(id=request.name, role=request.role))
+        return pb.UserReply(certificate=b"CERTIFICATE", roots=b"ROOTS", managers=["10.0.0.1:7377"])
 
     def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
         self._begin("Info", request, context)
