@@ -7,7 +7,9 @@ and nothing is locked across an await. When a commit fails, the head falls back 
 top of it fails too.
 
 What the store is told by its backend it either has prepared itself (then the prepared snapshot becomes the view) or it
-comes from another leader (then it is decoded and applied): both lead to the same tables.
+comes from another leader (then it is decoded and applied): both lead to the same tables. Another leader's commits are
+only kept as rows while nobody watches (`deferred`), and made objects of when somebody looks, when it has become quiet,
+before this manager leads, and every LAG_S.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 
 from control.lifecycle import Writer
-from control.model import KINDS, Task
+from control.model import Task
 from control.store import heap
 from control.store.backend import (
     Backend,
@@ -34,6 +36,7 @@ from control.store.backend import (
     Replaced,
     Status,
 )
+from control.store.deferred import Deferred, diverged, existing
 from control.store.errors import BackendFailed, NotLeader, StoreClosed, StoreError, TooLarge
 from control.store.record import RowChange
 from control.store.rows import MAX_BYTES, MAX_CHANGES, change_of, decode, split
@@ -52,6 +55,12 @@ MAX_PENDING_BYTES = 16 * 1024 * 1024  # ten full batches
 TURN_CHANGES = 250
 # An image of more rows is decoded in a thread: a thousand take 10 ms.
 INLINE_ROWS = 500
+# Rows of another leader that a look waits for (5 to 10 ms). More are made objects of in parts of so many, each in a
+# turn of the loop of its own, and the look gets the view of before.
+INLINE_DEFERRED, PART_DEFERRED = 500, 250
+# Commits of another leader that nobody looks at are put off until there is none for QUIET_S, or for LAG_S at most: a
+# manager that takes over after ten seconds of more than it could ever follow has a second or two to do.
+QUIET_S, LAG_S = 0.25, 10.0
 SETTLE_TASKS = 1_000  # below this the garbage collector is no matter
 
 
@@ -77,7 +86,10 @@ class Store:
         self._pending_bytes = 0
         self._turn_changes = 0  # proposed in this turn of the loop
         self._backlog: deque[Delivery] | None = None  # what came while an image is being decoded
-        self._history = History(self.view)
+        self._deferred = Deferred()
+        self._catching_up = False  # a turn for that is on its way
+        self._timer: asyncio.TimerHandle | None = None  # looks whether it is quiet
+        self._history = History(self._durable)
         self._term: int | None = None
         self._leader = ""
         self._state: StoreError | None = StoreClosed("the store has not been opened")  # why it takes no commits
@@ -95,7 +107,7 @@ class Store:
         heap.tune()
         if len(self._view.all(Task)) > SETTLE_TASKS:
             heap.settle()
-        self._history = History(self.view)
+        self._history = History(self._durable)
         self._state = None
         turn = self._turn
         self._backend.watch(image.version, self._deliver)
@@ -105,7 +117,15 @@ class Store:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def view(self) -> Snapshot:
-        """What is durable now. Free; may be held."""
+        """What is durable now, as far as this manager has heard and been able to follow (`barrier` is for more).
+
+        Free, but for commits of another leader that nobody has looked at; may be held.
+        """
+        if self._deferred:
+            self._look()
+        return self._view
+
+    def _durable(self) -> Snapshot:
         return self._view
 
     async def barrier(self) -> Snapshot:
@@ -125,6 +145,8 @@ class Store:
 
         `view = store.view(); watcher = store.watch(view.version)` without an await between them misses nothing.
         """
+        if self._deferred:
+            self._look()
         return self._history.watch(after)
 
     # --- writing --------------------------------------------------------------------------------------------------
@@ -242,6 +264,9 @@ class Store:
                     self._committed(delivery)
                 case Replaced(image):
                     self._replace(image)
+                case Leading() if self._deferred:
+                    self._backlog = deque([delivery])
+                    self._catch_up_soon()
                 case Leading(term):
                     self._drop_pending()
                     self._lead(term, "")
@@ -254,6 +279,12 @@ class Store:
             self._fail(error)
             self._backend.close()
 
+    def _drain(self) -> None:
+        """What came meanwhile."""
+        backlog, self._backlog = self._backlog or deque(), None
+        for delivery in backlog:
+            self._deliver(delivery)
+
     def _replace(self, image: Image) -> None:
         """Take a state that another manager sent. A large one in a thread: this manager may have to vote meanwhile."""
         if isinstance(image.rows, Sized) and len(image.rows) <= INLINE_ROWS:
@@ -262,9 +293,9 @@ class Store:
         self._backlog = deque()
 
         def decoded(done: asyncio.Future[Snapshot]) -> None:
-            backlog, self._backlog = self._backlog or deque(), None
             error = done.exception()
             if error is not None:
+                self._backlog = None
                 failure = (
                     error if isinstance(error, StoreError) else BackendFailed(f"the state cannot be read: {error!r}")
                 )
@@ -272,12 +303,16 @@ class Store:
                 self._backend.close()
                 return
             self._replaced(done.result())
-            for delivery in backlog:
-                self._deliver(delivery)
+            self._drain()
 
         asyncio.get_running_loop().run_in_executor(None, _snapshot, image).add_done_callback(decoded)
 
     def _replaced(self, view: Snapshot) -> None:
+        self._deferred = Deferred()
+        self._jump(view)
+
+    def _jump(self, view: Snapshot) -> None:
+        """The view goes on by more than a commit."""
         self._view = view
         self._drop_pending()
         self._history.reset()
@@ -290,11 +325,73 @@ class Store:
             self._pending.popleft()
             self._pending_bytes -= first.size_bytes
             self._view, events = first.after, first.events
+        elif self._deferred or (self._term is None and not self._history.watched):
+            self._defer(commit)
+            return
         else:
             events = _events(self._view, commit)
             self._view = self._view.apply(commit.version, events)
             self._drop_pending()
         self._history.append(Commit(commit.version, events))
+
+    # --- commits of others that nobody has looked at --------------------------------------------------------------
+
+    def _defer(self, commit: Committed) -> None:
+        if commit.version <= max(self._view.version, self._deferred.version):
+            raise unordered(commit, max(self._view.version, self._deferred.version))
+        self._drop_pending()
+        if not self._deferred and self._timer is None and self._state is None:
+            self._wait_for_quiet(commit.version, asyncio.get_running_loop().time() + LAG_S)
+        self._deferred.add(commit.version, commit.changes)
+        if self._history.watched:
+            self._catch_up_soon()
+
+    def _wait_for_quiet(self, version: int, latest_s: float) -> None:
+        """Look again a little later whether `version` is still the last one."""
+        loop = asyncio.get_running_loop()
+
+        def ring() -> None:
+            self._timer = None
+            if not self._deferred or self._state is not None:
+                return
+            if self._deferred.version == version or loop.time() >= latest_s:
+                self._catch_up_soon()
+            else:
+                self._wait_for_quiet(self._deferred.version, latest_s)
+
+        self._timer = loop.call_later(QUIET_S, ring)
+
+    def _look(self) -> None:
+        """Somebody does: a little is made now, more of it soon."""
+        if len(self._deferred) > INLINE_DEFERRED:
+            self._catch_up_soon()
+        while self._deferred and len(self._deferred) <= INLINE_DEFERRED and self._catch_up(INLINE_DEFERRED):
+            pass
+
+    def _catch_up_soon(self) -> None:
+        if not self._catching_up and self._state is None:
+            self._catching_up = True
+            asyncio.get_running_loop().call_soon(self._catch_up_in_turns)
+
+    def _catch_up_in_turns(self) -> None:
+        self._catching_up = False
+        if self._deferred and self._catch_up(PART_DEFERRED) and self._deferred:
+            self._catch_up_soon()
+        elif self._backlog is not None and not self._deferred and self._state is None:
+            self._drain()
+
+    def _catch_up(self, limit: int) -> bool:
+        """A part of it. False if that was the end of the store."""
+        try:
+            view = self._deferred.advance(self._view, limit)
+        except BackendFailed as error:
+            self._deferred = Deferred()
+            self._fail(error)
+            self._backend.close()
+            return False
+        if view is not None:
+            self._jump(view)
+        return True
 
     # --- leadership -----------------------------------------------------------------------------------------------
 
@@ -373,18 +470,20 @@ def _snapshot(image: Image) -> Snapshot:
     return Snapshot.of((decode(row.kind, row.blob) for row in image.rows), image.version)
 
 
+def unordered(commit: Committed, version: int) -> BackendFailed:
+    """What to fail with."""
+    return BackendFailed(f"commit {commit.version} was delivered after commit {version}: stop, and report this")
+
+
 def _events(view: Snapshot, commit: Committed) -> tuple[Event, ...]:
     """What another leader's commit means here. Raises BackendFailed if it does not fit on top of `view`."""
     if commit.version <= view.version:
-        raise BackendFailed(f"commit {commit.version} was delivered after commit {view.version}: stop, and report this")
+        raise unordered(commit, view.version)
     events = []
     for row in commit.changes:
-        cls = KINDS.get(row.kind)  # type: ignore[call-overload]
-        before = view.get(cls, row.id) if cls is not None else None
+        before = existing(view, row.kind, row.id)
         after = decode(row.kind, row.blob) if row.blob is not None else None
         if (before.meta.version if before is not None else 0) != row.expected or (before is None and after is None):
-            raise BackendFailed(
-                f"commit {commit.version} does not fit the {row.kind} {row.id} here: this manager's copy has diverged"
-            )
+            raise diverged(commit.version, row.kind, row.id)
         events.append(event(before, after))
     return tuple(events)

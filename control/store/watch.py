@@ -87,6 +87,11 @@ class History:
         self._watchers.append(weakref.ref(watcher, self._watchers.remove))
         return watcher
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody watches."""
+        return bool(self._watchers)
+
     def read(self, place: int) -> tuple[int, Commit | Resync | None]:
         """What is at a place, and the place after it; None if nothing is there yet."""
         if place < self._first:
