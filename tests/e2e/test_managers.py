@@ -38,7 +38,7 @@ def managed(lab: Lab, managers: int = 3, heartbeat: str = "500ms") -> Cluster:
 def rows(cluster: Cluster, host: str = "h1") -> list[dict[str, object]]:
     """What `mesh quorum status` says on a host."""
     done = cluster.mesh("quorum", "status", "--format", "jsonl", host=host, check=False)
-    assert done.returncode in (0, 7), done.stderr
+    assert done.returncode in (0, 7), f"{done.stderr}\n{cluster.logs()}"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
