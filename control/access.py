@@ -25,9 +25,13 @@ class Right(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. `holder` is None on the local socket."""
+    """Who calls. `holder` is None on the local socket.
+
+    `uid` is the user of the machine whose socket it came by first, None if that is not known. It gives no rights.
+    """
 
     holder: Holder | None = None
+    uid: int | None = None
 
     @property
     def role(self) -> CallerRole:
@@ -35,6 +39,13 @@ class Caller:
 
     def __str__(self) -> str:
         return str(self.holder) if self.holder is not None else "the local socket"
+
+    @property
+    def full(self) -> str:
+        """With the user, for the audit log."""
+        if self.uid is None:
+            return str(self)
+        return f"uid {self.uid} on {self}" if self.holder is None else f"uid {self.uid} by {self}"
 
 
 _YES, _OWN = Right.YES, Right.OWN

@@ -122,7 +122,7 @@ def standing(snapshot: Snapshot, who: Caller, certificate: bytes, now_s: float =
     if node is None or not _is_key(node.key_digest, certificate):
         return f"{who} is not a member of the cluster (any more)"
     if holder.role == "manager" and node.spec.role != "manager":
-        return Caller(Holder(holder.cluster_id, "worker", holder.id))
+        return Caller(Holder(holder.cluster_id, "worker", holder.id), who.uid)
     return who
 
 

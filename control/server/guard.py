@@ -19,7 +19,7 @@ from control import access
 from control.access import Caller
 from control.ca.names import holder_of, parse_uri
 from control.server.caller import caller, serve_for
-from control.server.hop import CALLER, HOP, WHO, peer_address
+from control.server.hop import CALLER, HOP, UID, WHO, local_uid, peer_address, said_uid
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,10 @@ _SUBJECTS = ("node_id", "reference")
 def said_by() -> tuple[tuple[str, str], ...]:
     """Whose call it is, for the manager that it is handed on to."""
     who = caller()
-    return ((WHO, who.holder.uri),) if who is not None and who.holder is not None else ()
+    if who is None:
+        return ()
+    holder = ((WHO, who.holder.uri),) if who.holder is not None else ()
+    return (*holder, *(((UID, str(who.uid)),) if who.uid is not None else ()))
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -125,7 +128,7 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _identify(self, call: str, context: Context) -> Caller:
         """Who calls. Ends the call if that is nobody who stands."""
         if not self._secure:
-            return Caller()
+            return Caller(uid=local_uid(context))
         shown = cast("dict[str, list[bytes]]", context.auth_context())
         holder = holder_of([uri.decode(errors="replace") for uri in shown.get("peer_uri", [])])
         if holder is None or shown.get("ssl_tls_version") != [b"TLSv1.3"]:
@@ -133,7 +136,7 @@ class Guard(grpc.aio.ServerInterceptor):
             log.warning("refused a call", extra={"call": call, "peer": context.peer(), "reason": "no certificate"})
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "only members of this cluster may call, by TLS 1.3")
         assert holder is not None
-        who = Caller(holder)
+        who = Caller(holder, said_uid(context) if holder.is_node else None)
         now = self._standing(who, next(iter(shown.get("x509_pem_cert", [])), b""))
         if isinstance(now, str):
             await self._refuse(call, who, context, now, grpc.StatusCode.UNAUTHENTICATED)
@@ -147,7 +150,7 @@ class Guard(grpc.aio.ServerInterceptor):
         said = parse_uri(str(metadata[WHO])) if WHO in metadata else who.holder
         if who.role != "manager" or said is None:
             await self._refuse(call, who, context, f"{who} hands on a call, which only managers do")
-        return Caller(said)
+        return Caller(said, said_uid(context))
 
     async def _refuse(
         self,
@@ -159,12 +162,12 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> None:
         self.refused[call] += 1
         log.warning("refused a call", extra={"call": call, "peer": peer_address(context), "reason": reason})
-        self._audit(call, str(who), peer_address(context), "", f"refused: {reason}")
+        self._audit(call, who.full, peer_address(context), "", f"refused: {reason}")
         await context.abort(code, reason)
 
     def _note(self, call: str, who: Caller, request: Any, context: Context, result: str) -> None:
         if call not in access.READS:
-            self._audit(call, str(who), peer_address(context), _about(request), result)
+            self._audit(call, who.full, peer_address(context), _about(request), result)
 
 
 def _subject(request: Any) -> str | None:

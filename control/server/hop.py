@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,8 +16,30 @@ HOP = "mesh-hop"
 CALLER = "mesh-caller"
 # Whose call it is that was handed on, by the URI in the certificate; without it, the manager's own, or its socket's.
 WHO = "mesh-who"
+# The user id on whose behalf a node calls, as that node says: for the audit log, it gives no rights.
+UID = "mesh-uid"
 # In the status of a call that was refused, and not done, because this manager does not lead: who does, or "".
 LEADER = "mesh-leader"
+
+
+_LOCAL = re.compile(r"unix-abstract:meshd-local-(\d{1,10})-[0-9a-f]+")
+
+
+def local_name(uid: int, unique: str) -> str:
+    """The name that the daemon gives the end of a connection that it passes on for a user of its machine."""
+    return f"meshd-local-{uid}-{unique}"
+
+
+def local_uid(context: Context) -> int | None:
+    """The user on the other end of a unix socket; None where nobody has noted it."""
+    found = _LOCAL.fullmatch(unquote(context.peer()))
+    return int(found[1]) if found else None
+
+
+def said_uid(context: Context) -> int | None:
+    """The user on whose behalf another node calls."""
+    text = str(_metadata(context).get(UID, ""))
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
 
 
 def forwarded(context: Context) -> bool:

@@ -20,6 +20,7 @@ from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlServicer, ControlStub, LocalServicer, LogsServicer, LogsStub
 from control.server.edge import Edge
 from control.server.forward import hand_on
+from control.server.guard import said_by
 from control.server.refusal import Refusal
 from mesh.agent.questions import QuestionError, Questions
 from mesh.daemon.identity import Identity
@@ -217,7 +218,7 @@ class ControlGate(ControlServicer):
             return await getattr(own, name)(request, context)
         async with _reach(self._node, context) as channel:
             try:
-                return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S)
+                return await getattr(ControlStub(channel), name)(request, timeout=FORWARD_TIMEOUT_S, metadata=said_by())
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _explain(error))
 
@@ -237,7 +238,7 @@ class ControlGate(ControlServicer):
             return
         async with _reach(self._node, context) as channel:
             try:
-                async for message in getattr(ControlStub(channel), name)(request):
+                async for message in getattr(ControlStub(channel), name)(request, metadata=said_by()):
                     yield message
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _explain(error))
@@ -255,7 +256,7 @@ class LogsGate(LogsServicer):
             await cast(Any, own.Read(request, cast(Any, context)))
             return
         async with _reach(self._node, context) as channel:
-            await hand_on(LogsStub(channel), request, context)
+            await hand_on(LogsStub(channel), request, context, said_by())
 
     async def Push(self, request_iterator: Any, context: Context) -> pb.PushedLogEnd:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "logs are pushed to managers")

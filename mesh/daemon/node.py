@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -44,6 +43,7 @@ from mesh.agent.agent import Identity as AgentIdentity
 from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
+from mesh.daemon.doorman import Doorman
 from mesh.daemon.identity import Identity, IdentityError
 from mesh.daemon.joining import ask_to_join
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
@@ -121,7 +121,8 @@ class Node:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled. `ready` is called once the local socket answers."""
-        server = await self._serve_local()
+        doorman = Doorman(Path(self.config.socket))
+        server = await self._serve_local(doorman)
         ready()
         try:
             while True:
@@ -130,21 +131,19 @@ class Node:
                 self._wake.clear()
                 await self._be_member()
         finally:
+            doorman.close()
             await server.stop(LOCAL_GRACE_S)
 
-    async def _serve_local(self) -> grpc.aio.Server:
-        path = Path(self.config.socket)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of an earlier life; the lock on the state directory says that it is over
+    async def _serve_local(self, doorman: Doorman) -> grpc.aio.Server:
+        doorman.prepare()  # an earlier life is over: the lock on the state directory says so
         guard = Guard(lambda who, _: who, self.audit, secure=False)
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),), interceptors=(guard,))
         add_LocalServicer_to_server(LocalService(self), server)
         add_ControlServicer_to_server(ControlGate(self), server)
         add_LogsServicer_to_server(LogsGate(self), server)
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{doorman.inside}")
         await server.start()
-        os.chown(path, 0, machine.group_id(GROUP))
-        os.chmod(path, 0o660)
+        await doorman.open(machine.group_id(GROUP))
         return server
 
     async def _be_member(self) -> None:

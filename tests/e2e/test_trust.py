@@ -122,7 +122,7 @@ def test_a_stolen_disk_is_worth_nothing_once_the_node_is_removed(cluster: Cluste
     assert [h for (h,) in cluster.rows("{{.Hostname}}", "node", "ls")] == ["h1"]
     audit = (disk(cluster.lab, "h1") / "audit.log").read_text()
     assert "is not a member of the cluster (any more)" in audit
-    assert '"call":"Control/Remove","who":"the local socket"' in audit
+    assert '"call":"Control/Remove","who":"uid 0 on the local socket"' in audit
 
 
 def test_a_node_does_not_start_with_files_that_others_may_know(cluster: Cluster) -> None:

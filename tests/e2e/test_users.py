@@ -61,16 +61,17 @@ def test_roles_of_people_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
     assert listed.splitlines() == ["anna admin", "otto operator", "vera viewer"]
     # What is about a machine is not to be had from elsewhere.
     assert 'context "lab" is about a cluster' in anna.mesh("leave").stderr
-    audit = [json.loads(line) for line in _audit(cluster).splitlines()]
-    created = [row for row in audit if row["call"] == "Control/CreateService" and row["result"] == "done"]
+    created = [row for row in _rows(cluster) if row["call"] == "Control/CreateService" and row["result"] == "done"]
     assert [(row["who"], row["from"]) for row in created] == [("user otto (operator)", cluster.lab.address(CLIENT))]
     # A person who is removed is nobody from then on, whatever connection there is.
     assert anna.mesh("user", "rm", "vera").returncode == 0
     assert "is no user of this cluster (any more)" in vera.refused("service", "ls")
 
 
-def _audit(cluster: Cluster) -> str:
-    return (cluster.lab.directory / "h1" / "disk" / "audit.log").read_text()
+def _rows(cluster: Cluster, host: str = "h1") -> list[dict[str, str]]:
+    """The audit log of a host."""
+    lines = (cluster.lab.directory / host / "disk" / "audit.log").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_a_context_outlives_a_change_of_the_root(cluster: Cluster, tmp_path: Path) -> None:
@@ -89,3 +90,19 @@ def test_the_sentence_on_a_worker_says_what_helps(cluster: Cluster) -> None:
     refused = cluster.mesh("service", "ls", host="h2", check=False)
     assert refused.returncode == 6
     assert '"mesh context"' in refused.stderr
+    (row,) = [row for row in _rows(cluster) if row["result"].startswith("refused")]
+    assert row["who"].startswith("uid 0 by node ")
+    assert row["who"].endswith(" (worker)")
+    assert row["from"] == cluster.lab.address("h2")
+
+
+def test_the_leader_knows_the_user_of_another_manager(cluster: Cluster) -> None:
+    cluster.mesh("node", "promote", "h2")
+    cluster.until("h2 is a manager", lambda: cluster.mesh("network", "ls", host="h2", check=False).returncode == 0)
+    cluster.mesh("network", "create", "back", host="h2")
+    here = [row for row in _rows(cluster, "h2") if row["call"] == "Control/CreateNetwork"]
+    assert [(row["who"], row["from"], row["result"]) for row in here] == [("uid 0 on the local socket", "", "done")]
+    there = [
+        row for row in _rows(cluster) if row["call"] == "Control/CreateNetwork" and row["who"].startswith("uid 0 by")
+    ]
+    assert [row["who"].rpartition(" ")[2] for row in there] == ["(manager)"]
