@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control.store.backend import Proposal
 from control.store.errors import Refused, StoreError
 from control.store.record import Entry
 from control.store.state import Ledger, decode_commit
+
+Key = tuple[str, str]  # of a row: kind and id
+
+
+def keys_of(proposal: Proposal) -> list[Key]:
+    """Of the rows that it changes."""
+    return [(change.kind, change.id) for change in proposal.changes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +31,7 @@ class Queued:
     index: int
     term: int
     proposal: Proposal
+    keys: Sequence[Key]
     future: asyncio.Future[None]
 
 
@@ -40,27 +49,28 @@ class Pipeline:
         """Whether it goes on top of what is under way."""
         if proposal.version != self._tip + 1:
             return Refused("a commit before this one failed: try again")
-        for change in proposal.changes:
-            key = (change.kind, change.id)
-            staged = self._staged.get(key)
-            if staged is not None:
-                version = staged[1]
+        staged, rows, keys = self._staged, self.ledger.rows, keys_of(proposal)
+        for key, change in zip(keys, proposal.changes, strict=True):
+            under_way = staged.get(key)
+            if under_way is not None:
+                version = under_way[1]
             else:
-                row = self.ledger.rows.get(key)
+                row = rows.get(key)
                 version = row.version if row is not None else 0
             if version != change.expected:
                 return Refused(f"{change.kind} {change.id} is not at version {change.expected}: try again")
-        if len({(change.kind, change.id) for change in proposal.changes}) < len(proposal.changes):
+        if len(set(keys)) < len(keys):
             return Refused("a commit changes the same object twice")
         return None
 
     def put(self, index: int, term: int, proposal: Proposal, future: asyncio.Future[None]) -> None:
         """It was proposed."""
-        self._tip = proposal.version
+        self._tip, keys = proposal.version, keys_of(proposal)
+        self._staged.update(dict.fromkeys(keys, (proposal.version, proposal.version)))
         for change in proposal.changes:
-            after = proposal.version if change.blob is not None else 0
-            self._staged[change.kind, change.id] = proposal.version, after
-        self._queue.append(Queued(index, term, proposal, future))
+            if change.blob is None:
+                self._staged[change.kind, change.id] = proposal.version, 0
+        self._queue.append(Queued(index, term, proposal, keys, future))
 
     def owns(self, entry: Entry) -> bool:
         """Whether it is the next of those under way."""
@@ -76,10 +86,10 @@ class Pipeline:
             return proposal, None
         queued = self._queue.popleft()
         self.ledger.apply(queued.proposal)
-        for change in queued.proposal.changes:
-            key = (change.kind, change.id)
-            if self._staged[key][0] == queued.proposal.version:
-                del self._staged[key]
+        staged, version = self._staged, queued.proposal.version
+        for key in queued.keys:
+            if staged[key][0] == version:
+                del staged[key]
         return queued.proposal, queued.future
 
     def replace(self, ledger: Ledger) -> None:

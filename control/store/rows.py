@@ -14,7 +14,8 @@ import msgspec
 from control.model import KIND_OF, KINDS, Object
 from control.store.errors import BackendFailed, Unreadable
 from control.store.record import Row, RowChange
-from control.store.txn import Change, Delete, Put, name_of
+from control.store.tables import Event
+from control.store.txn import Change, Put, name_of
 from control.store.wal import UNREADABLE
 
 # Limits of one commit, SwarmKit's numbers: one log entry must stay small enough to be sent, synced and applied well
@@ -49,22 +50,21 @@ def row_of(obj: Object) -> Row:
     return Row(KIND_OF[type(obj)], obj.id, obj.meta.version, encode(obj))
 
 
-def change_of(change: Change, before: Object | None) -> RowChange:
-    """A stamped change as the backend takes it. Raises Unreadable."""
+def change_of(event: Event) -> RowChange:
+    """An event, stamped, as the backend takes it. Raises Unreadable."""
+    before, after = event.before, event.after
     expected = before.meta.version if before is not None else 0
-    match change:
-        case Put(obj):
-            kind = KIND_OF[type(obj)]
-            blob = encode(obj)
-            try:
-                # Constructors check no types. What was written and cannot be read would stop every manager for good,
-                # so a microsecond is spent here to see that it can.
-                _decoders[kind].decode(blob)
-            except UNREADABLE as error:
-                raise Unreadable(f"{name_of(obj)} cannot be stored: {error}") from error
-            return RowChange(kind, obj.id, expected, blob)
-        case Delete(cls, id_):
-            return RowChange(KIND_OF[cls], id_, expected, None)
+    if after is None:
+        return RowChange(KIND_OF[type(event.object)], event.object.id, expected, None)
+    kind = KIND_OF[type(after)]
+    blob = _encoder.encode(after)
+    try:
+        # Constructors check no types. What was written and cannot be read would stop every manager for good, so a
+        # microsecond is spent here to see that it can.
+        _decoders[kind].decode(blob)
+    except UNREADABLE as error:
+        raise Unreadable(f"{name_of(after)} cannot be stored: {error}") from error
+    return RowChange(kind, after.id, expected, blob)
 
 
 def split(changes: Iterable[Change]) -> Iterator[list[Change]]:

@@ -23,7 +23,7 @@ CHUNK_MIN = CHUNK_MAX // 4  # below this a chunk looks for a neighbour to merge 
 
 
 class _Chunk(Generic[K, V]):
-    """Tuples; lists as long as its editor may still change it."""
+    """Tuples; an editor's own have a list of values, and of keys if those have changed, until it is done."""
 
     __slots__ = ("keys", "values")
 
@@ -124,7 +124,7 @@ class Editor(Generic[K, V]):
         self._firsts = list(base._firsts)
         self._chunks = list(base._chunks)
         self._size = base._size
-        self._owned: dict[int, _Chunk[K, V]] = {}  # by id: chunks of this editor, which it may change in place
+        self._owned: list[_Chunk[K, V]] = []  # chunks of this editor, which it may change in place
 
     def set(self, key: K, value: V) -> None:
         """Put a value, replacing the one at `key`."""
@@ -136,11 +136,14 @@ class Editor(Generic[K, V]):
         if i < 0:
             i = 0
             self._firsts[0] = key
-        chunk = self._own(i)
+        chunk = self._chunks[i]
         j = bisect_left(chunk.keys, key)
         if j < len(chunk.keys) and chunk.keys[j] == key:
+            if type(chunk.values) is not list:
+                chunk = self._own_values(i)
             chunk.values[j] = value
             return
+        chunk = self._own(i)
         chunk.keys.insert(j, key)
         chunk.values.insert(j, value)
         self._size += 1
@@ -166,21 +169,31 @@ class Editor(Generic[K, V]):
     def done(self) -> SortedMap[K, V]:
         """The new version. The editor is of no use after it."""
         out: SortedMap[K, V] = SortedMap()
-        for chunk in self._owned.values():
-            chunk.keys, chunk.values = tuple(chunk.keys), tuple(chunk.values)
+        for chunk in self._owned:
+            chunk.values = tuple(chunk.values)
+            if type(chunk.keys) is list:
+                chunk.keys = tuple(chunk.keys)
         out._firsts, out._chunks, out._size = self._firsts, self._chunks, self._size
-        self._firsts, self._chunks, self._owned = [], [], {}
+        self._firsts, self._chunks, self._owned = [], [], []
         return out
 
     def _own(self, i: int) -> _Chunk[K, V]:
         chunk = self._chunks[i]
-        if id(chunk) not in self._owned:
-            chunk = self._chunks[i] = _Chunk(list(chunk.keys), list(chunk.values))
-            self._owned[id(chunk)] = chunk
+        if type(chunk.values) is not list:
+            chunk = self._own_values(i)
+        if type(chunk.keys) is not list:
+            chunk.keys = list(chunk.keys)
         return chunk
 
+    def _own_values(self, i: int) -> _Chunk[K, V]:
+        """A chunk whose values may be changed. Its keys stay those of the version before."""
+        chunk = self._chunks[i]
+        mine = self._chunks[i] = _Chunk(chunk.keys, list(chunk.values))
+        self._owned.append(mine)
+        return mine
+
     def _insert_chunk(self, i: int, first: K, chunk: _Chunk[K, V]) -> None:
-        self._owned[id(chunk)] = chunk
+        self._owned.append(chunk)
         self._firsts.insert(i, first)
         self._chunks.insert(i, chunk)
 

@@ -204,7 +204,7 @@ class Store:
         if len(changes) > MAX_CHANGES:
             raise TooLarge(f"{len(changes)} changes are too many for one commit: the limit is {MAX_CHANGES}")
         prepared = prepare(self._head, changes, writer, self._now_ms())
-        rows = tuple(change_of(c, e.before) for c, e in zip(prepared.changes, prepared.events, strict=True))
+        rows = tuple(map(change_of, prepared.events))
         size = sum(len(row.blob) for row in rows if row.blob is not None)
         if size > MAX_BYTES:
             at = max(range(len(rows)), key=lambda i: len(rows[i].blob or b""))

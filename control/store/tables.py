@@ -13,7 +13,7 @@ keep them as they are told; `txn` refuses what would give a claim two holders.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Network
 from typing import Literal, TypeVar, cast
 
@@ -190,23 +190,26 @@ class Snapshot:
             out.append(found)
         return out
 
-    def apply(self, version: int, events: Iterable[Event]) -> Snapshot:
-        """The snapshot after these events, whose `before`s are in this one."""
+    def apply(self, version: int, events: Sequence[Event], rekeyed: Iterable[Event] | None = None) -> Snapshot:
+        """The snapshot after these events, whose `before`s are in this one.
+
+        `rekeyed`: those of them whose `same_keys` is false, if somebody has asked already.
+        """
         out = Snapshot.__new__(Snapshot)
         out._version = version
         tables: dict[type[Value], Editor[str, Object]] = {}
         index: Editor[IndexKey, str] | None = None
         for change in events:
-            obj = change.object
+            after = change.after
+            obj = after if after is not None else change.object
             table = tables.get(type(obj))
             if table is None:
                 table = tables[type(obj)] = self._tables[type(obj)].edit()
-            if change.after is None:
+            if after is None:
                 table.delete(obj.id)
             else:
-                table.set(obj.id, change.after)
-            if same_keys(change.before, change.after):
-                continue
+                table.set(obj.id, after)
+        for change in rekeyed_of(events) if rekeyed is None else rekeyed:
             had = index_keys(change.before) if change.before is not None else frozenset()
             has = index_keys(change.after) if change.after is not None else frozenset()
             if had != has:
@@ -214,7 +217,7 @@ class Snapshot:
                 for key in had - has:
                     index.delete(key)
                 for key in has - had:
-                    index.set(key, obj.id)
+                    index.set(key, key[-1])
         out._tables = self._tables | {cls: table.done() for cls, table in tables.items()}
         out._index = index.done() if index is not None else self._index
         return out
@@ -287,6 +290,11 @@ def same_keys(before: Object | None, after: Object | None) -> bool:
         and before.spec.networks == after.spec.networks
         and is_terminal(before.status.state) == is_terminal(after.status.state)
     )
+
+
+def rekeyed_of(events: Iterable[Event]) -> list[Event]:
+    """Those that may change the index."""
+    return [change for change in events if not same_keys(change.before, change.after)]
 
 
 Claim = tuple[Space, str]

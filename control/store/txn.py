@@ -37,7 +37,7 @@ from control.store.errors import (
     TooLarge,
     VersionConflict,
 )
-from control.store.tables import Claim, Event, Snapshot, claims, event, same_keys
+from control.store.tables import Claim, Event, Snapshot, claims, event, rekeyed_of
 
 __all__ = [
     "AddressConflict",
@@ -52,7 +52,6 @@ __all__ = [
     "StoreError",
     "TooLarge",
     "VersionConflict",
-    "check",
     "prepare",
 ]
 
@@ -80,40 +79,33 @@ Change = Put | Delete
 class Prepared:
     """A commit that may happen: what to write, what it means, and the snapshot it leads to."""
 
-    changes: tuple[Change, ...]  # stamped: versions are the ones that the objects will have (Put) or have (Delete)
-    events: tuple[Event, ...]  # one per change, in the same order
+    events: tuple[Event, ...]  # one per change, in the same order; stamped with the versions that objects will have
     after: Snapshot
 
 
-def check(snapshot: Snapshot, changes: Iterable[Change], writer: Writer, now_ms: int) -> list[Change]:
-    """The changes, stamped, if `writer` may make them on top of `snapshot`. Raises StoreError."""
-    return list(prepare(snapshot, changes, writer, now_ms).changes)
-
-
 def prepare(snapshot: Snapshot, changes: Iterable[Change], writer: Writer, now_ms: int) -> Prepared:
-    """As `check`, with all that follows from it. The commit's version is the one after the snapshot's."""
+    """What the changes mean, if `writer` may make them on top of `snapshot`. Raises StoreError.
+
+    The commit's version is the one after the snapshot's.
+    """
     version = snapshot.version + 1
-    stamped: list[Change] = []
     events: list[Event] = []
     seen: set[tuple[type[Object], str]] = set()
     for change in changes:
-        cls, id_ = (type(change.obj), change.obj.id) if isinstance(change, Put) else (change.cls, change.id)
+        match change:
+            case Put(obj):
+                cls, id_ = type(obj), obj.id
+                before = snapshot.get(cls, id_)
+                events.append(event(before, _check_put(before, obj, writer, version, now_ms)))
+            case Delete(cls, id_):
+                events.append(event(_check_delete(snapshot.get(cls, id_), change, writer), None))
         if (cls, id_) in seen:
             raise VersionConflict(f"{_words(cls)} {id_} is changed twice in one commit")
         seen.add((cls, id_))
-        before = snapshot.get(cls, id_)
-        match change:
-            case Put():
-                after = _check_put(before, change.obj, writer, version, now_ms)
-                stamped.append(Put(after))
-                events.append(event(before, after))
-            case Delete():
-                existing = _check_delete(before, change, writer)
-                stamped.append(Delete(cls, id_, existing.meta.version))
-                events.append(event(existing, None))
-    after_all = snapshot.apply(version, events)
-    _check_claims(after_all, events)
-    return Prepared(tuple(stamped), tuple(events), after_all)
+    rekeyed = rekeyed_of(events)
+    after_all = snapshot.apply(version, events, rekeyed)
+    _check_claims(after_all, rekeyed)
+    return Prepared(tuple(events), after_all)
 
 
 def _check_put(before: Object | None, obj: Object, writer: Writer, version: int, now_ms: int) -> Object:
@@ -185,10 +177,10 @@ def _check_new_task(task: Task, writer: Writer) -> None:
 # --- claims -------------------------------------------------------------------------------------------------------
 
 
-def _check_claims(after: Snapshot, events: Iterable[Event]) -> None:
+def _check_claims(after: Snapshot, rekeyed: Iterable[Event]) -> None:
     """Refuse a second holder of anything that was claimed here; what was there before has been checked before."""
-    for change in events:
-        if change.after is None or same_keys(change.before, change.after):
+    for change in rekeyed:
+        if change.after is None:
             continue
         held = claims(change.before) if change.before is not None else set()
         for claim in sorted(claims(change.after) - held):

@@ -33,8 +33,8 @@ from control.store.errors import (
     StoreError,
     VersionConflict,
 )
-from control.store.tables import Snapshot, claims
-from control.store.txn import Delete, Put, check, prepare
+from control.store.tables import Snapshot, claims, event
+from control.store.txn import Delete, Put, prepare
 
 S = TaskState
 ORCH = Writer.ORCHESTRATOR
@@ -72,6 +72,11 @@ def task(id_="t1", state=S.NEW, desired=S.RUNNING, node="", address="", slot=1, 
     )
 
 
+def check(*arguments):
+    """What the events of a commit are, if it may be made."""
+    return prepare(*arguments).events
+
+
 def refused(error, text, snapshot, *changes, writer=ORCH):
     with pytest.raises(error) as caught:
         check(snapshot, changes, writer, 99)
@@ -84,20 +89,22 @@ def refused(error, text, snapshot, *changes, writer=ORCH):
 
 def test_creation_is_stamped():
     (change,) = check(Snapshot.of([], version=7), [Put(network())], ORCH, 99)
-    assert change == Put(network(meta=Meta(version=8, created_ms=99, updated_ms=99)))
+    assert change == event(None, network(meta=Meta(version=8, created_ms=99, updated_ms=99)))
 
 
 def test_update_keeps_the_time_of_creation():
     snapshot = Snapshot.of([network(meta=WRITTEN)], version=7)
     changed = replace(network(meta=WRITTEN), vni=5)
     (change,) = check(snapshot, [Put(changed)], ORCH, 99)
-    assert change.obj == replace(changed, meta=Meta(version=8, created_ms=10, updated_ms=99))
+    assert change.before == network(meta=WRITTEN)
+    assert change.after == replace(changed, meta=Meta(version=8, created_ms=10, updated_ms=99))
 
 
-def test_deletion_is_stamped_with_the_version_it_removes():
+def test_deletion_has_what_it_removes():
     snapshot = Snapshot.of([network(meta=WRITTEN)], version=7)
-    assert check(snapshot, [Delete(Network, "w1")], ORCH, 99) == [Delete(Network, "w1", 3)]
-    assert check(snapshot, [Delete(Network, "w1", 3)], ORCH, 99) == [Delete(Network, "w1", 3)]
+    gone = (event(network(meta=WRITTEN), None),)
+    assert check(snapshot, [Delete(Network, "w1")], ORCH, 99) == gone
+    assert check(snapshot, [Delete(Network, "w1", 3)], ORCH, 99) == gone
     assert prepare(snapshot, [Delete(Network, "w1")], ORCH, 99).after.get(Network, "w1") is None
 
 
@@ -351,7 +358,7 @@ def test_whatever_is_tried_no_claim_has_two_holders(tries):
             prepared = prepare(view, wanted, ORCH, 1)
         except StoreError:
             continue
-        assert [c.obj if isinstance(c, Put) else None for c in prepared.changes] == [e.after for e in prepared.events]
         view = prepared.after
+        assert all(view.get(type(e.object), e.object.id) == e.after for e in prepared.events)
         held = [claim for obj in view.objects() for claim in claims(obj)]
         assert len(held) == len(set(held))
