@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
 from control.model import ContainerSpec, Mount, Ulimit
+from control.registry import auth_mistakes
 
 MOUNTS_MAX = 64
 LIST_MAX = 64  # groups, capabilities, limits, lines of /etc/hosts, options: nobody needs more
@@ -41,6 +42,7 @@ def container_mistakes(container: ContainerSpec) -> list[str]:
         *_values("sysctl", container.sysctls.items()),
         *_values("log option", container.log_options.items()),
         *(sentence for line in container.hosts for sentence in _host(line)),
+        *auth_mistakes(container),
     ]
 
 

@@ -188,6 +188,18 @@ class Ulimit(Value, frozen=True, kw_only=True):
     hard: int
 
 
+class RegistryAuth(Value, frozen=True, kw_only=True):
+    """Who pulls an image. Managers tell nobody but the nodes that run its tasks; others see the registry's name."""
+
+    registry: str  # "registry.example:5000", as images name it
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""  # instead of both
+
+    def __repr__(self) -> str:
+        return f"RegistryAuth(registry={self.registry!r}, ...)"  # it must not get into a log
+
+
 class ContainerSpec(Value, frozen=True, kw_only=True):
     """A container (executor "docker")."""
 
@@ -211,6 +223,7 @@ class ContainerSpec(Value, frozen=True, kw_only=True):
     log_driver: str = ""  # empty: the engine's own
     log_options: dict[str, str] = {}
     pull: PullPolicy = "always"  # without an answer of the registry, an image that is there already will do
+    registry_auth: RegistryAuth | None = None
 
 
 class HealthCheck(Value, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from control.constraint import all_match
 from control.lifecycle import RUNNABLE_TO, TaskState
 from control.model import Node, PortSpec, Service, Task, TaskStatus
+from control.registry import without_auth
 from control.store.tables import Snapshot
 from control.store.txn import Change, Put
 
@@ -107,8 +108,8 @@ class View:
         """Whether the service wants something else run than this task does. Where it may run is left aside."""
         if task.spec_version == self.service.spec_version:
             return False
-        wanted = self.service.spec.task
-        if task.spec != wanted and replace(task.spec, placement=wanted.placement) != wanted:
+        wanted = without_auth(self.service.spec.task)
+        if task.spec != wanted and replace(without_auth(task.spec), placement=wanted.placement) != wanted:
             return True
         return task.status.state > TaskState.NEW and _asked(task.ports) != self._host_ports(task)
 

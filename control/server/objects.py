@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from control.model import KIND_OF, Cluster, ClusterSpec, NetworkSpec, Node, NodeSpec, Object, ServiceSpec
+from control.model import KIND_OF, Cluster, ClusterSpec, NetworkSpec, Node, NodeSpec, Object, Service, ServiceSpec, Task
+from control.registry import concealed
 from control.rpc import control_pb2 as pb
 from control.server.caller import shown_secrets
 from control.server.refusal import Refusal
@@ -24,6 +25,8 @@ def to_wire(obj: Object) -> pb.Object:
         obj = msgspec.structs.replace(obj, unlock_key="")
         if not shown_secrets():
             obj = msgspec.structs.replace(obj, worker_token="", manager_token="", gossip_keys=())
+    elif isinstance(obj, Service | Task):
+        obj = concealed(obj)
     return pb.Object(kind=KIND_OF[type(obj)], value=_encoder.encode(obj))
 
 

@@ -18,6 +18,7 @@ from control.model import (
     TaskSpec,
     UpdateStatus,
 )
+from control.registry import kept
 from control.server.references import find
 from control.server.refusal import Refusal, mistaken
 from control.spec import port_name, service_mistakes
@@ -40,6 +41,7 @@ class Creation:
 
 def create_service(snapshot: Snapshot, spec: ServiceSpec, new_id: str) -> Creation:
     """A new service. Its networks may be given by any reference; they are kept by id."""
+    spec = kept(spec, None)
     mistaken(service_mistakes(spec))
     if snapshot.by_name(Service, spec.name) is not None:
         raise Refusal("ALREADY_EXISTS", f'service "{spec.name}" already exists')
@@ -54,6 +56,7 @@ def update_service(snapshot: Snapshot, service: Service, spec: ServiceSpec) -> l
         raise Refusal(
             "INVALID_ARGUMENT", f'service "{service.spec.name}": a service cannot be renamed (to "{spec.name[:63]}")'
         )
+    spec = kept(spec, service.spec)
     mistaken(service_mistakes(spec))
     if (spec.mode.global_ is None) != (service.spec.mode.global_ is None):
         raise Refusal("INVALID_ARGUMENT", f'service "{spec.name}": its mode cannot be changed: remove it and create it')

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from control.model import ServiceSpec
 from mesh.cli.options import Parsed
+from mesh.cli.registry import auth_for
 from mesh.cli.text import TextError
 from mesh.cli.text.container import as_dict, parse_host, parse_mount, parse_setting, parse_ulimit, parse_words
 
@@ -28,6 +29,8 @@ OPTIONS: list[Decorator] = [
                  help="Instead of the image's entry point, in one argument."),
     click.option("--pull", type=click.Choice(["always", "missing", "never"]),
                  help="When an image is asked for. [always]"),
+    click.option("--with-registry-auth", is_flag=True, default=None,
+                 help="Pull as whom you have logged in to the image's registry (docker login)."),
     _many("--mount", type=Parsed("mount", parse_mount), metavar="MOUNT",
           help="type=bind|volume|tmpfs,source=,target=[,readonly], or /srv:/data:ro."),
     _many("--group", metavar="NAME|GID", help="Another group of the container's user."),
@@ -66,11 +69,13 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 def with_container(spec: ServiceSpec, flags: Mapping[str, Any]) -> ServiceSpec:
     """The spec with all that the flags say of its containers. Raises TextError."""
     given = {flag: flags[flag] for flag in _FIELDS if flags.get(flag) not in (None, ())}
-    if not given:
+    if not given and not flags.get("with_registry_auth"):
         return spec
     container = spec.task.container
     if container is None:
-        flag = next(iter(given)).replace("_", "-")
+        flag = next(iter(given), "with_registry_auth").replace("_", "-")
         raise TextError(f"--{flag} is for tasks of another kind: this service runs processes")
-    changes = {field: make(given[flag]) for flag, (field, make) in _FIELDS.items() if flag in given}
+    changes: dict[str, Any] = {field: make(given[flag]) for flag, (field, make) in _FIELDS.items() if flag in given}
+    if flags.get("with_registry_auth"):
+        changes["registry_auth"] = auth_for(container.image)
     return replace(spec, task=replace(spec.task, container=replace(container, **changes)))

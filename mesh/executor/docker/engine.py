@@ -18,7 +18,16 @@ import requests
 from docker import APIClient
 from docker.errors import APIError, DockerException
 
-from mesh.executor.docker.plan import OWNER_LABEL, Image, State, read_image, read_state, split_reference
+from control.model import RegistryAuth
+from mesh.executor.docker.plan import (
+    OWNER_LABEL,
+    Image,
+    State,
+    auth_config,
+    read_image,
+    read_state,
+    split_reference,
+)
 from mesh.executor.docker.pool import Pool
 from mesh.executor.protocol import ExecutorError
 
@@ -99,12 +108,16 @@ class Engine:
 
         return await self._found(look, "look for an image")
 
-    async def pull(self, reference: str) -> None:
-        """Get an image from its registry; what comes is logged now and then."""
+    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> None:
+        """Get an image from its registry, as whom `auth` says; what comes is logged now and then.
+
+        Without it, as whom this machine's root has logged in, if it has ("docker login").
+        """
         repository, tag = split_reference(reference)
+        said = auth_config(auth)
 
         def fetch(client: APIClient) -> None:
-            _follow(reference, client.pull(repository, tag=tag, stream=True, decode=True))
+            _follow(reference, client.pull(repository, tag=tag, stream=True, decode=True, auth_config=said))
 
         await self._run(self._pulls, fetch, f'pull image "{reference}"')
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from control.model import ContainerSpec, HealthCheck
+from control.model import ContainerSpec, HealthCheck, RegistryAuth
 from mesh.executor import namespaces, netns, records
 from mesh.executor.docker import gate, plan
 from mesh.executor.docker.engine import Engine, EngineAway, EngineRefused
@@ -70,7 +70,7 @@ class DockerExecutor:
         self._owner = str(state_dir)
         self._netns_dir = netns_dir
         self._machine = machine or os.uname().machine
-        self._images: dict[str, _Pull] = {}
+        self._images: dict[tuple[str, RegistryAuth | None], _Pull] = {}  # who may pull it for one may not for another
 
     def has(self, task_id: str) -> bool:
         """Whether a task is, or was until it was removed, a container."""
@@ -168,7 +168,7 @@ class DockerExecutor:
             return here
         if spec.pull == "never":
             raise ExecutorError(f'image "{spec.image}" is not on this node, and may not be pulled')
-        pull = self._images.setdefault(spec.image, _Pull())
+        pull = self._images.setdefault((spec.image, spec.registry_auth), _Pull())
         while len(self._images) > IMAGES_MAX:
             del self._images[next(iter(self._images))]
         clock = asyncio.get_running_loop().time
@@ -177,7 +177,7 @@ class DockerExecutor:
             if here is not None and pull.asked_s is not None and clock() - pull.asked_s < PULL_MEMORY_S:
                 return here
             try:
-                await self.engine.pull(spec.image)
+                await self.engine.pull(spec.image, spec.registry_auth)
             except ExecutorError as error:
                 if here is None:
                     raise

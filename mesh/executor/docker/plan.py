@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from control.model import ContainerSpec, HealthCheck, Mount, Resources
+from control.model import ContainerSpec, HealthCheck, Mount, RegistryAuth, Resources
 from mesh.executor.docker import gate
 from mesh.executor.protocol import Exit, Launch
 
@@ -96,6 +96,15 @@ def body(launch: Launch, spec: ContainerSpec, image: Image, directory: str, owne
         "Healthcheck": {"Test": ["NONE"]},  # meshd probes its tasks itself
         "HostConfig": _host_config(launch, spec, directory),
     }
+
+
+def auth_config(auth: RegistryAuth | None) -> dict[str, str] | None:
+    """Who pulls, as the engine is told it."""
+    if auth is None:
+        return None
+    if auth.identity_token:
+        return {"identitytoken": auth.identity_token, "serveraddress": auth.registry}
+    return {"username": auth.username, "password": auth.password, "serveraddress": auth.registry}
 
 
 def _host_config(launch: Launch, spec: ContainerSpec, directory: str) -> dict[str, Any]:
