@@ -7,9 +7,16 @@ import pytest
 from msgspec.structs import replace
 
 from control.container import container_mistakes
+from control.dispatcher.assignments import assignments, build
+from control.lifecycle import TaskState
 from control.model import (
+    Cluster,
+    ClusterSpec,
     ContainerSpec,
     Meta,
+    Node,
+    NodeSpec,
+    NodeStatus,
     RegistryAuth,
     ReplicatedMode,
     Service,
@@ -31,6 +38,11 @@ AUTH = RegistryAuth(registry="here:5000", username="ann", password="sesame-123")
 def spec(image: str = "here:5000/box", auth: RegistryAuth | None = AUTH) -> ServiceSpec:
     mode = ServiceMode(replicated=ReplicatedMode(replicas=1))
     return ServiceSpec(name="api", mode=mode, task=TaskSpec(container=ContainerSpec(image=image, registry_auth=auth)))
+
+
+def task() -> Task:
+    status = TaskStatus(state=TaskState.RUNNING)
+    return Task(id="t", service_id="s", service_name="api", slot=1, spec=spec().task, status=status)
 
 
 def auth_of(found: ServiceSpec) -> RegistryAuth | None:
@@ -56,8 +68,7 @@ def test_the_registry_in_an_image_s_name(image: str, registry: str) -> None:
 
 def test_nobody_who_asks_sees_them() -> None:
     service = Service(id="s", meta=Meta(version=1), spec=spec(), previous_spec=spec())
-    task = Task(id="t", service_id="s", service_name="api", slot=1, spec=spec().task, status=TaskStatus())
-    for obj in (service, task):
+    for obj in (service, task()):
         assert b"sesame" not in to_wire(obj).value
         assert b"ann" not in to_wire(obj).value
         assert b"here:5000" in to_wire(obj).value
@@ -112,3 +123,16 @@ def test_services_keep_and_change_them() -> None:
 def test_other_credentials_run_nothing_else() -> None:
     assert without_auth(spec().task) == without_auth(spec(auth=replace(AUTH, password="other")).task)
     assert without_auth(spec().task) != without_auth(spec("here:5000/other").task)
+
+
+def test_only_nodes_with_its_tasks_are_told() -> None:
+    objects = (
+        Cluster(id="c", spec=ClusterSpec()),
+        *(Node(id=f"n{n}", number=n, spec=NodeSpec(), status=NodeStatus(state="ready")) for n in (1, 2)),
+        Service(id="s", spec=spec()),
+        replace(task(), node_id="n1"),
+    )
+    tables = build(Snapshot.of([replace(o, meta=Meta(version=1)) for o in objects], 1))
+    told = {node: repr(msgspec.json.encode(list(assignments(tables, node).values()))) for node in ("n1", "n2")}
+    assert "sesame" in told["n1"]
+    assert "sesame" not in told["n2"]

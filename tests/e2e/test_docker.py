@@ -16,7 +16,7 @@ from mesh.lab.image import BUSYBOX_IMAGE, LAB_IMAGE, PYTHON, SERVER
 from mesh.lab.lab import ROOT, Lab
 from tests.e2e.conftest import Cluster
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SERVE = (PYTHON, "-I", "-S", SERVER, "--port", "80")
 
