@@ -20,7 +20,7 @@ import msgspec
 from control.etcd.backend import cluster_of, from_url
 from control.etcd.url import BadStoreUrl, parse_url
 from control.quorum.backend import Network, RaftBackend
-from control.quorum.seat import Seat, enrol, found
+from control.quorum.seat import BEFORE_RECOVERY, Seat, enrol, found
 from control.roll import Electorate
 from control.store.backend import Backend
 from control.store.errors import StoreError
@@ -135,7 +135,9 @@ class DiskHome:
             raise HomeError(f"cannot listen on {self._listen} for other managers: {error.strerror}") from error
         advertise = _join(host, sock.getsockname()[1])
         network = Network(sock, advertise, self._tls)
-        forget = vault.keep_only if vault is not None else None
+        # What `meshd recover` has left beside it is to stay readable.
+        kept = self._directory.with_name(self._directory.name + BEFORE_RECOVERY).exists()
+        forget = vault.keep_only if vault is not None and not kept else None
         backend = RaftBackend(self._directory, cluster_id, node_id, network=network, ring=vault, keys_needed=forget)
         return Seating(node_id, self.kind, backend, backend, advertise, newcomer=True, renew_key=backend.renew_key)
 

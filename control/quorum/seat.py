@@ -3,8 +3,8 @@
     found      a new cluster: one voter
     enrol      a node that joins one: a member id that the leader gave away, an empty log
     recover    a new cluster of one out of what an old one has left here, in a new epoch: see below
-    sit        at each start: what the seat is; a store of the single manager that was, or one that was restored from a
-               backup, becomes a cluster of one by the way
+    sit        at each start: what the seat is; a store that was restored from a backup becomes a cluster of one by the
+               way
 
 The member id is not in the log, since a member exists before its log does; without it a node that was removed, or lost
 its disk, could vote as who it was. It is written last, so a directory with a seat is complete.
@@ -50,6 +50,7 @@ from control.store.segments import SEGMENT_BYTES, recorded_cluster
 from control.store.state import State, decode_commit
 
 SEAT_NAME = "member"
+BEFORE_RECOVERY = ".before-recovery"  # behind the directory's name: what it was
 _EPOCH_BITS = 24  # random ones below the count: two recoveries of one cluster meet once in 16 million
 
 
@@ -190,7 +191,7 @@ async def _in_thread(disk: Disk, write: Any, seat: Seat) -> None:
 
 
 def configuration_of(meta: SnapshotMeta | None) -> Configuration:
-    """That of a snapshot. The single manager's have none."""
+    """That of a snapshot. What is restored from a backup has none."""
     return decode_configuration(meta.data) if meta is not None and meta.data else Configuration()
 
 
@@ -222,7 +223,7 @@ def recover(
     For when a majority of the managers is lost for good. Everything in the log counts, agreed on or not: it may have
     been acknowledged. Run again after a crash, it goes on. Blocks; meshd must not run. Raises BackendFailed.
     """
-    old = directory.with_name(directory.name + ".before-recovery")
+    old = directory.with_name(directory.name + BEFORE_RECOVERY)
     new = directory.with_name(directory.name + ".recovered")
     try:
         if directory.exists():

@@ -298,7 +298,7 @@ class ControlService(ControlServicer):
             view, term = self._store.view(), self._store.status().term
             with tempfile.TemporaryDirectory(prefix="meshd-backup-") as directory:
                 path = Path(directory) / "backup"
-                ring = _backup_ring(view.cluster())
+                ring = backup_ring(view.cluster())
                 await asyncio.to_thread(write_backup, path, view.cluster().id, term, view, ring)
                 with path.open("rb") as file:
                     while data := await asyncio.to_thread(file.read, BACKUP_PIECE_BYTES):
@@ -330,7 +330,7 @@ def _unlock_key_reply(view: Snapshot) -> pb.UnlockKeyReply:
     return pb.UnlockKeyReply(key=cluster.unlock_key, version=cluster.unlock_version)
 
 
-def _backup_ring(cluster: Cluster) -> Keys | None:
+def backup_ring(cluster: Cluster) -> Keys | None:
     """What a backup is encrypted with: what a user has, who has autolock; None if there is nothing of that kind."""
     if not cluster.unlock_key:
         return None

@@ -27,6 +27,7 @@ from control.store.segments import SEGMENT_BYTES
 from control.store.snapshots import read_chunks, read_header, write_snapshot
 from control.store.state import State
 from control.store.tables import Snapshot
+from control.store.wal import SnapshotHeader
 
 # More commits than a cluster makes between a backup and its use: at 1,000 a second, 49 days.
 VERSION_JUMP = 1 << 32
@@ -52,15 +53,24 @@ def write_backup(path: Path, cluster_id: str, term: int, view: Snapshot, ring: K
         raise BackendFailed(f"cannot write the backup {path}: {error.strerror}") from error
 
 
-def read_backup(path: Path, ring: KeyRing | None = None) -> Backup:
-    """Read and check all of a backup. Raises Damaged or BackendFailed."""
-    disk = RealDisk(path.parent)
+def key_of_backup(path: Path) -> str:
+    """What it is encrypted with, "" for nothing. Raises Damaged or BackendFailed."""
+    return _header(path).key_id
+
+
+def _header(path: Path) -> SnapshotHeader:
     try:
-        header = read_header(disk, path.name)
+        header = read_header(RealDisk(path.parent), path.name)
     except OSError as error:
         raise BackendFailed(f"cannot read the backup {path}: {error.strerror}") from error
     if header is None:
         raise Damaged(f"{path} is no backup of meshd, or is damaged at its beginning")
+    return header
+
+
+def read_backup(path: Path, ring: KeyRing | None = None) -> Backup:
+    """Read and check all of a backup. Raises Damaged or BackendFailed."""
+    disk, header = RealDisk(path.parent), _header(path)
     chunks: Iterator[bytes] = read_chunks(disk, header.cluster_id, ring or PlainRing(), header.meta, path.name)
     return Backup(header.cluster_id, header.meta.term, State.of(chunks))
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import secrets
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from getpass import getpass
 from pathlib import Path
 
 import msgspec
@@ -24,23 +27,40 @@ from control.ca.disk import CredentialsError
 from control.ca.root import SERIAL_BYTES
 from control.home import DiskHome, HomeError, home_of
 from control.ids import IdSource
-from control.model import Node
+from control.lock import UNLOCK_KEY_MAX, LockError, backup_sealer, backup_version
+from control.model import Cluster, Node
 from control.quorum.seat import recover
 from control.server.certificates import certify
 from control.server.refusal import Refusal
-from control.store.backup import Backup, read_backup, restore
-from control.store.errors import StoreError
+from control.store.aesgcm import Keys
+from control.store.backup import Backup, key_of_backup, read_backup, restore
+from control.store.errors import Damaged, StoreError
 from control.store.rows import decode, row_of
 from control.store.state import State
 from control.store.tables import Snapshot
 from control.token import secret_digest
+from control.vault import VaultError
 from mesh import machine
 from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.identity import Identity, IdentityError
+from mesh.daemon.locker import Locker, LockerError, open_vault
 from mesh.daemon.papers import Papers
 
 COMMANDS = ("restore", "recover")
+
+
+_REFUSALS = (
+    CredentialsError,
+    HomeError,
+    IdentityError,
+    LockError,
+    LockerError,
+    Refusal,
+    StoreError,
+    VaultError,
+    machine.AddressError,
+)
 
 
 class OfflineError(Exception):
@@ -76,34 +96,51 @@ def split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parsed, rest
 
 
-def run(parsed: argparse.Namespace, config: Config) -> list[str]:
-    """Do it; what was done, in sentences. The state directory is this process's. Raises OfflineError."""
+def ask_unlock_key() -> str:
+    """From the terminal, unseen, or from standard input."""
+    return getpass("Unlock key: ") if sys.stdin.isatty() else sys.stdin.readline(UNLOCK_KEY_MAX)
+
+
+def run(parsed: argparse.Namespace, config: Config, ask: Callable[[], str] = ask_unlock_key) -> list[str]:
+    """Do it; what was done, in sentences. The state directory is this process's. Raises OfflineError.
+
+    `ask` gives the unlock key, if one is needed.
+    """
     try:
         home = home_of(config.store, Path(config.state_dir) / "manager", config.quorum_listen)
         if not isinstance(home, DiskHome):
             raise OfflineError("the state of this cluster is in etcd: use etcd's own tools, such as etcdutl snapshot")
         identity = identities.load(Path(config.state_dir))
         if parsed.command == "restore":
-            return _restore(parsed.file, parsed.node, identity, config)
-        return _recover(identity, home, config)
-    except (CredentialsError, HomeError, IdentityError, Refusal, StoreError, machine.AddressError) as error:
+            return _restore(parsed.file, parsed.node, identity, config, ask)
+        return _recover(identity, home, config, ask)
+    except _REFUSALS as error:
         raise OfflineError(str(error)) from error
     except OSError as error:
         raise OfflineError(f"cannot write below {config.state_dir}: {error.strerror}") from error
 
 
+def _wall_s() -> float:
+    return time.time_ns() / 1e9
+
+
 # --- recover ----------------------------------------------------------------------------------------------------------
 
 
-def _recover(identity: Identity | None, home: DiskHome, config: Config) -> list[str]:
+def _recover(identity: Identity | None, home: DiskHome, config: Config, ask: Callable[[], str]) -> list[str]:
     if identity is None or identity.role != "manager":
         raise OfflineError("this machine is no manager: run meshd recover on one that still has its state")
     host = identity.address.rpartition(":")[0].strip("[]")
+    vault = open_vault(Path(config.state_dir), identity, _wall_s)
+    if vault.locked:
+        vault.unlock(ask())
+    vault.prepare(plain=True)
     done = recover(
         Path(config.state_dir) / "manager",
         identity.node_id,
         random.Random(secrets.randbits(64)),
         address=home.quorum_address(host),
+        ring=vault,
     )
     identities.save(Path(config.state_dir), msgspec.structs.replace(identity, enrolled=True))
     said = [f"This manager goes on alone, from commit {done.version}."]
@@ -116,9 +153,9 @@ def _recover(identity: Identity | None, home: DiskHome, config: Config) -> list[
 # --- restore ----------------------------------------------------------------------------------------------------------
 
 
-def _restore(file: Path, name: str, identity: Identity | None, config: Config) -> list[str]:
+def _restore(file: Path, name: str, identity: Identity | None, config: Config, ask: Callable[[], str]) -> list[str]:
     directory = Path(config.state_dir) / "manager"
-    backup = read_backup(file)
+    backup = _opened(file, ask)
     if identity is not None and identity.cluster_id != backup.cluster_id:
         raise OfflineError(
             f"this machine is in cluster {identity.cluster_id}, and {file} is of {backup.cluster_id}: "
@@ -140,10 +177,16 @@ def _restore(file: Path, name: str, identity: Identity | None, config: Config) -
         secret_digest=secret_digest(secret),
         control_address=f"{address}:{port}",
     )
-    own = _certified(own, backup, Path(config.state_dir))
+    vault = open_vault(Path(config.state_dir), identity, _wall_s)
+    if vault.locked:
+        vault.remove()  # of the manager that was here, whose state is gone: this one gets keys of its own
+    papers = Papers(Path(config.state_dir), lambda: time.time_ns() // 1_000_000)
+    own = _certified(own, backup, papers)
     rows = (row_of(own) if (row.kind, row.id) == ("node", own.id) else row for row in backup.state.rows.values())
     state = State.of_rows(backup.state.version, rows)
-    restore(replace(backup, state=state), directory)
+    vault.prepare(plain=False)
+    restore(replace(backup, state=state), directory, ring=vault)
+    asyncio.run(Locker(vault, papers).follow(_cluster(backup)))
     identities.save(
         Path(config.state_dir),
         Identity(
@@ -160,9 +203,27 @@ def _restore(file: Path, name: str, identity: Identity | None, config: Config) -
     return _said(file, backup, own, nodes)
 
 
-def _certified(own: Node, backup: Backup, state_dir: Path) -> Node:
+def _opened(file: Path, ask: Callable[[], str]) -> Backup:
+    """What is in a backup, which may need the unlock key of then."""
+    key_id = key_of_backup(file)
+    if not (version := backup_version(key_id)):
+        return read_backup(file)
+    try:
+        return read_backup(file, Keys([backup_sealer(ask(), key_id, os.urandom)]))
+    except Damaged as error:
+        raise OfflineError(
+            f"{file} cannot be read with that unlock key, or is damaged: it was made under number {version}"
+        ) from error
+
+
+def _cluster(backup: Backup) -> Cluster:
+    found = next(decode(row.kind, row.blob) for row in backup.state.rows.values() if row.kind == "cluster")
+    assert isinstance(found, Cluster)
+    return found
+
+
+def _certified(own: Node, backup: Backup, papers: Papers) -> Node:
     """Give this machine a certificate of the cluster, whose authority is in the backup."""
-    papers = Papers(state_dir, lambda: time.time_ns() // 1_000_000)
     objects = (decode(row.kind, row.blob) for row in backup.state.rows.values())
     snapshot = Snapshot.of(objects, backup.state.version)
     csr = asyncio.run(papers.request())

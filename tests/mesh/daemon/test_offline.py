@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from control.home import DiskHome
+from control.lock import make_unlock_key
 from control.manager import Bootstrapped, Manager
 from control.model import ClusterSpec, Node, NodeDescription
 from control.quorum.seat import read_seat
+from control.server.api import backup_ring
 from control.store.backup import write_backup
 from control.store.disk import RealDisk
 from control.store.store import Store
+from control.vault import Vault
 from mesh import machine
 from mesh.config import Config
 from mesh.daemon import identity as identities
@@ -40,12 +44,21 @@ def config(directory: Path, **fields: str) -> Config:
     return replace(Config(), state_dir=str(directory), node_name="h1", **fields)  # type: ignore[arg-type]
 
 
-async def _begin(settings: Config) -> Bootstrapped:
+def home_of(settings: Config, unlock_key: str = "") -> DiskHome:
+    """As the daemon has it."""
+    directory = Path(settings.state_dir)
+    vault = Vault(directory / "vault.json", lambda: wall_ms() / 1000)
+    if vault.locked:
+        vault.unlock(unlock_key)
+    return DiskHome(directory / "manager", "127.0.0.1:0", vault=vault)
+
+
+async def _begin(settings: Config, autolock: bool) -> Bootstrapped:
     directory = Path(settings.state_dir)
     papers = Papers(directory, wall_ms)
     made = await Manager.bootstrap(
-        DiskHome(directory / "manager", "127.0.0.1:0"),
-        spec=ClusterSpec(),
+        home_of(settings),
+        spec=ClusterSpec(autolock=autolock),
         description=NodeDescription(hostname="h1"),
         availability="active",
         data_address="192.0.2.1",
@@ -57,9 +70,9 @@ async def _begin(settings: Config) -> Bootstrapped:
     return made
 
 
-def begin(settings: Config) -> Bootstrapped:
+def begin(settings: Config, autolock: bool = False) -> Bootstrapped:
     """A manager as `mesh init` leaves it."""
-    made = asyncio.run(_begin(settings))
+    made = asyncio.run(_begin(settings, autolock))
     identity = Identity(
         node_id=made.node_id, node_number=1, secret=made.secret, cluster_id=made.cluster_id, role="manager",
         data_address="192.0.2.1", managers=("192.0.2.1:7377",), address="192.0.2.1:7377",
@@ -68,10 +81,10 @@ def begin(settings: Config) -> Bootstrapped:
     return made
 
 
-async def _opened(settings: Config) -> list[Node]:
+async def _opened(settings: Config, unlock_key: str = "") -> list[Node]:
     identity = identities.load(Path(settings.state_dir))
     assert identity is not None
-    home = DiskHome(Path(settings.state_dir) / "manager", "127.0.0.1:0")
+    home = home_of(settings, unlock_key)
     store = Store(home.seat(identity.cluster_id, identity.node_id, "127.0.0.1").backend, wall_ms)
     await store.open()
     async with asyncio.timeout(10):
@@ -82,17 +95,22 @@ async def _opened(settings: Config) -> list[Node]:
 
 
 async def _backup(settings: Config, made: Bootstrapped, file: Path) -> None:
-    home = DiskHome(Path(settings.state_dir) / "manager", "127.0.0.1:0")
+    home = home_of(settings)
     store = Store(home.seat(made.cluster_id, made.node_id, "127.0.0.1").backend, wall_ms)
     await store.open()
-    await asyncio.to_thread(write_backup, file, made.cluster_id, store.status().term, store.view())
+    ring = backup_ring(store.view().cluster())
+    await asyncio.to_thread(write_backup, file, made.cluster_id, store.status().term, store.view(), ring)
     await store.close()
 
 
-def run(settings: Config, *argv: str) -> list[str]:
+def never() -> str:
+    raise AssertionError("no key is needed")
+
+
+def run(settings: Config, *argv: str, ask: Callable[[], str] = never) -> list[str]:
     parsed, rest = offline.split(argv)
     assert rest == []
-    return offline.run(parsed, settings)
+    return offline.run(parsed, settings, ask)
 
 
 def test_a_backup_becomes_a_cluster_on_another_machine(tmp_path: Path) -> None:
@@ -110,6 +128,31 @@ def test_a_backup_becomes_a_cluster_on_another_machine(tmp_path: Path) -> None:
     assert papers.credentials().roots == Papers(tmp_path / "old", wall_ms).credentials().roots
     assert papers.holder is not None
     assert (papers.holder.id, papers.holder.role) == (made.node_id, "manager")
+
+
+def test_a_backup_of_a_locked_cluster_needs_the_key_and_makes_a_locked_manager(tmp_path: Path) -> None:
+    old, new = config(tmp_path / "old"), config(tmp_path / "new")
+    made = begin(old, autolock=True)
+    file = tmp_path / "backup"
+    asyncio.run(_backup(old, made, file))
+    for secret in (made.manager_token, made.unlock_key, "PRIVATE KEY"):
+        assert secret.encode() not in file.read_bytes()
+    with pytest.raises(offline.OfflineError, match="made under number 1"):
+        run(new, "restore", str(file), ask=lambda: make_unlock_key(bytes(32)))
+    with pytest.raises(offline.OfflineError, match="must begin with MSHKEY-1-"):
+        run(new, "restore", str(file), ask=lambda: "secret\n")
+    assert not (tmp_path / "new/manager").exists()
+    run(new, "restore", str(file), ask=lambda: made.unlock_key + "\n")
+    assert not (tmp_path / "new/tls/key.pem").exists()
+    assert Vault(tmp_path / "new/vault.json", lambda: wall_ms() / 1000).locked
+    (node,) = asyncio.run(_opened(new, made.unlock_key))
+    assert node.id == made.node_id
+    # The only manager, whose quorum is then "lost": its state is behind the same key.
+    with pytest.raises(offline.OfflineError, match="not the unlock key of this manager"):
+        run(new, "recover", ask=lambda: make_unlock_key(bytes(32)))
+    assert "goes on alone" in run(new, "recover", ask=lambda: made.unlock_key)[0]
+    (node,) = asyncio.run(_opened(new, made.unlock_key))
+    assert node.id == made.node_id
 
 
 def test_what_restore_refuses(tmp_path: Path) -> None:
