@@ -13,8 +13,8 @@ Learners are promoted by themselves once they have caught up, unless added with 
 NotLeader (ask `status().leader`), ChangeRefused with a sentence, or OutcomeUnknown. `quorum()` tells about all members,
 and like `members` and `status` asks nobody. A manager that is removed fails with `Removed`.
 
-**Single manager.** A store of the log of one manager that was (`logfile`), or one that was restored from a backup, is
-taken over at the first start. Without `network` a manager can only be alone.
+**Single manager.** A store that was restored from a backup becomes a cluster of one at its first start. Without
+`network` a manager can only be alone.
 
 **Life.** `load` opens the journal and makes the state; an only voter is elected there, so that everything in its log is
 loaded. `watch` starts the transport, the one task there is. `close` hands the leadership over, then ends it and the

@@ -25,7 +25,8 @@ from control.transport.service import Transport
 
 log = logging.getLogger(__name__)
 
-# Entries of more than this, and of more than the snapshot before them, are compacted: see `control.store.logfile`.
+# Entries of more than this, and of more than the snapshot before them, are compacted: replaying 16 MiB takes a second,
+# and with the second limit no more than twice the state is ever written.
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 # Of the entries that a snapshot holds, so many stay for members that are a little behind: a restart's worth.
 KEEP_ENTRIES, KEEP_BYTES = 10_000, 8 * 1024 * 1024
@@ -34,7 +35,7 @@ NO_CONFIGURATION = encode(Configuration())
 
 
 def for_core(meta: SnapshotMeta) -> SnapshotMeta:
-    """As the core knows it: the single manager that was made some without a configuration."""
+    """As the core knows it: what is restored from a backup has no configuration."""
     return meta if meta.data else SnapshotMeta(meta.index, meta.term, NO_CONFIGURATION)
 
 

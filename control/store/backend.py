@@ -1,8 +1,8 @@
 """The seam between the store and whatever makes its commits durable and agreed on.
 
-A backend keeps *rows*, opaque to it, and a sequence of *commits* of them. There are three behind it: `logfile` (one
-manager, a synced log), the embedded Raft, and etcd; `fake` is for tests, and tests/control/store/test_backend.py is the
-contract as tests, the same for all.
+A backend keeps *rows*, opaque to it, and a sequence of *commits* of them. There are two behind it: the embedded
+Raft (`control.quorum`) and etcd; `fake` is for tests, and tests/control/conformance is the contract as tests, the same
+for all.
 
 **One writer, numbered commits.** Only the leader's store writes. It numbers its commits itself: each is exactly one
 above the one it goes on top of, and the backend refuses any other number, so the store knows the version of a commit

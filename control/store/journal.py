@@ -1,6 +1,6 @@
 """The durable log and the snapshots of one manager, for one event loop.
 
-Under the single manager's backend and under Raft alike: entries with index and term (a conflicting suffix is replaced
+What Raft needs of a disk: entries with index and term (a conflicting suffix is replaced
 by appending over it), term and vote and commit, snapshots, compaction.
 
 Appends queue up while a sync is under way and go to the disk together with the next one (group commit). One thread

@@ -12,7 +12,6 @@ import msgspec
 from control.quorum.backend import OPTIONS, Network, RaftBackend
 from control.quorum.seat import found
 from control.store.backend import Backend
-from control.store.logfile import LogFile
 from control.store.store import Store
 from control.transport.service import listening
 
@@ -37,13 +36,6 @@ class Opened:
 
 def _store(backend: Backend) -> Store:
     return Store(backend, lambda: time.time_ns() // 1_000_000)
-
-
-async def single(directory: Path) -> Opened:
-    """The log of a single manager."""
-    opened = Opened(_store(LogFile(directory, "bench", "n0")), directory)
-    await opened.store.open()
-    return opened
 
 
 async def alone(directory: Path) -> Opened:
@@ -93,4 +85,4 @@ def _free_address() -> str:
         sock.close()
 
 
-KINDS: dict[str, Callable] = {"single": single, "alone": alone, "raft": raft}
+KINDS: dict[str, Callable] = {"alone": alone, "raft": raft}

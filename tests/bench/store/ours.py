@@ -62,22 +62,27 @@ def percentile(values: list[float], part: float) -> float:
 
 
 class Pauses:
-    """How late the loop is, at worst: what a heartbeat would see."""
+    """How late the loop is, at worst: what a heartbeat would see.
+
+    "busy" is the processor time that the loop took between two looks: what it would be late on a core of its own.
+    """
 
     def __init__(self) -> None:
         self.gaps: list[float] = []
+        self.busy: list[float] = []
         self.collections: list[float] = []
         self._began = 0.0
 
     async def run(self) -> None:
         gc.callbacks.append(self._collected)
         try:
-            last = time.perf_counter()
+            last, used = time.perf_counter(), time.thread_time()
             while True:
                 await asyncio.sleep(TICK_S)
-                now = time.perf_counter()
+                now, now_used = time.perf_counter(), time.thread_time()
                 self.gaps.append(now - last - TICK_S)
-                last = now
+                self.busy.append(now_used - used)
+                last, used = now, now_used
         finally:
             gc.callbacks.remove(self._collected)
 
@@ -92,6 +97,7 @@ class Pauses:
         return {
             "pause_p99_ms": percentile(self.gaps, 0.99),
             "pause_max_ms": max(self.gaps, default=0) * 1000,
+            "busy_max_ms": max(self.busy, default=0) * 1000,
             "gc_max_ms": max(self.collections, default=0) * 1000,
         }
 
@@ -106,7 +112,7 @@ def cpu_s(pids: Sequence[int]) -> float:
 
 
 async def load(opened: Opened, clients: int, batch: int, seconds: float, objects: range) -> dict[str, float]:
-    """Clients that each change `batch` objects of their own at a time, one transaction after the other.
+    """Clients that each change the status of `batch` tasks of their own at a time, one transaction after the other.
 
     "cpu_us_object" is of all managers, and of the clients, which are in the leader's process.
     """
@@ -127,8 +133,8 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
             puts = []
             for n in chosen:
                 found = view.get(Task, f"{n:025d}")
-                new = task(n, place)
-                puts.append(Put(new if found is None else _changed(found, new)))
+                assert found is not None
+                puts.append(Put(_changed(found, place)))
             await store.commit(puts, Writer.ORCHESTRATOR)
             latencies.append(time.perf_counter() - before)
 
@@ -150,8 +156,10 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
     }
 
 
-def _changed(found: Task, new: Task) -> Task:
-    return msgspec.structs.replace(new, meta=found.meta)
+def _changed(found: Task, generation: int) -> Task:
+    """As agents and managers do: nearly all changes are those of a status."""
+    status = TaskStatus(state=TaskState.NEW, at_ms=generation, message="created")
+    return msgspec.structs.replace(found, status=status)
 
 
 async def measure(name: str, directory: Path, seconds: float, count: int) -> dict[str, object]:
@@ -208,7 +216,7 @@ async def _snapshot(store: Store, directory: Path) -> dict[str, float]:
             if not began and any(p.name.endswith(".new") and p.name.startswith("snap") for p in directory.iterdir()):
                 began = time.perf_counter()
             found = [store.view().get(Task, f"{n:025d}") for n in range(number, number + 100)]
-            await store.commit([Put(_changed(f, task(number + i))) for i, f in enumerate(found)], Writer.ORCHESTRATOR)
+            await store.commit([Put(_changed(f, number)) for f in found], Writer.ORCHESTRATOR)
             number = (number + 100) % 10_000
         took = time.perf_counter() - began
         watching.cancel()

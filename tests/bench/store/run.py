@@ -4,7 +4,7 @@
 
 Ours: store, backend and clients in one process (`ours`); for `raft` two more managers with stores of their own in
 processes of theirs, on loopback TCP. etcd: three servers and h2load (`rival`; needs Debian's etcd-server and
-nghttp2-client). Compare like with like: the backends `single` and `alone` are one manager, etcd here is three.
+nghttp2-client). Compare like with like: the backend `alone` is one manager, etcd here is three.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def ours(*arguments: str) -> dict:
 
 
 def line(name: str, run: dict) -> str:
-    pause = f"{run['pause_max_ms']:8.1f} {run['gc_max_ms']:8.1f}" if "pause_max_ms" in run else " " * 17
+    pause = " ".join(f"{run[key]:8.1f}" for key in ("pause_max_ms", "busy_max_ms", "gc_max_ms") if key in run)
     rates = f"{run['txn_s']:9.0f} {run['objects_s']:9.0f} {run['p50_ms']:8.2f} {run['p99_ms']:8.2f}"
     return f"{name:34} {rates} {run['cpu_us_object']:8.1f} {pause}"
 
@@ -50,7 +50,8 @@ def main() -> None:
     etcd = {} if options.without_etcd else rival.measure(options.seconds, value)
     load = os.getloadavg()[0]
     print(f"core {options.core} for everything, load average {load:.1f}, backend {options.backend}\n")
-    heads = f"{'txn/s':>9} {'objects/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs/o':>8} {'pause ms':>8} {'gc ms':>8}"
+    columns = ("txn/s", "objects/s", "p50 ms", "p99 ms", "CPU µs/o", "pause ms", "busy ms", "gc ms")
+    heads = " ".join(f"{head:>{9 if i < 2 else 8}}" for i, head in enumerate(columns))
     print(f"{'':34} {heads}")
     for key, name in ROWS:
         print(line(f"ours  {name}", found[key]))
@@ -65,10 +66,11 @@ def main() -> None:
         print(line(f"ours  {name}", found[key]))
     filling, snapshot = found["filling"], found["snapshot"]
     print(f"filling   {filling['objects_s']:.0f} objects/s, pause {filling['pause_max_ms']:.1f} ms,"
+          f" busy {filling['busy_max_ms']:.1f} ms,"
           f" gc {filling['gc_max_ms']:.1f} ms")  # fmt: skip
     print(f"memory    {found['memory_mib']:.0f} MiB more than empty, {found['peak_mib']:.0f} MiB at most")
     print(f"snapshot  {snapshot['mib']:.1f} MiB in {snapshot['seconds']:.2f} s under load,"
-          f" pause {snapshot['pause_max_ms']:.1f} ms")  # fmt: skip
+          f" pause {snapshot['pause_max_ms']:.1f} ms, busy {snapshot['busy_max_ms']:.1f} ms")  # fmt: skip
     print(f"restart   {again['seconds']:.2f} s for {again['objects']} tasks, {again['memory_mib']:.0f} MiB")
 
 

@@ -13,7 +13,6 @@ from control.etcd.url import EtcdOptions
 from control.quorum.backend import RaftBackend
 from control.quorum.seat import found
 from control.store.backend import Guard, Proposal
-from control.store.logfile import LogFile
 from control.store.record import RowChange
 from tests.control.conformance.seen import opened
 
@@ -22,8 +21,6 @@ WINDOW = 20  # commits under way
 
 async def backend_of(arguments: list[str]):
     match arguments:
-        case ["logfile", directory, limit]:
-            return LogFile(Path(directory), "c1", "n0", log_limit_bytes=int(limit))
         case ["raft", directory, limit]:
             if not Path(directory).exists():
                 await found(Path(directory), "c1", "n0")

@@ -12,7 +12,6 @@ A new backend joins with one class below and its name in `WORLDS`. `can` says wh
 """
 
 import asyncio
-import errno
 import os
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +20,6 @@ from control.etcd.backend import EtcdBackend
 from control.etcd.url import EtcdOptions
 from control.store.backend import Backend
 from control.store.fake import FakeBackend
-from control.store.logfile import LogFile
-from tests.control.conformance.disk import FaultyDisk
 from tests.control.conformance.proxy import Proxy
 from tests.control.conformance.raft import AloneCompactingWorld, AloneWorld, RaftWorld
 from tests.control.etcd.server import Etcd
@@ -67,39 +64,6 @@ class FakeWorld:
 
     async def stop(self) -> None:
         pass
-
-
-class LogFileWorld:
-    can = frozenset({"kill", "refuse", "break"})
-    managers = 1
-    limit = 1 << 20
-
-    def __init__(self, directory: Path, etcd) -> None:
-        self.directory = directory / "store"
-        self.disk: FaultyDisk | None = None
-
-    async def open(self, manager: int = 0) -> Backend:
-        self.disk = FaultyDisk(self.directory)
-        return LogFile(self.directory, "c1", "n0", disk=self.disk, log_limit_bytes=self.limit)
-
-    def child(self, manager: int) -> list[str]:
-        return ["logfile", str(self.directory), str(self.limit)]
-
-    def refuse(self, manager: int) -> None:
-        self.disk.code = errno.ENOSPC
-
-    def accept(self, manager: int) -> None:
-        self.disk.code = 0
-
-    def ruin(self, manager: int) -> None:
-        self.disk.code = errno.EIO
-
-    async def stop(self) -> None:
-        pass
-
-
-class CompactingWorld(LogFileWorld):
-    limit = 600
 
 
 # --- etcd -----------------------------------------------------------------------------------------------------------
@@ -153,8 +117,6 @@ class EtcdWorld:
 
 WORLDS = {
     "fake": FakeWorld,
-    "logfile": LogFileWorld,
-    "logfile, compacting": CompactingWorld,
     "raft, alone": AloneWorld,
     "raft, alone, compacting": AloneCompactingWorld,
     "raft": RaftWorld,

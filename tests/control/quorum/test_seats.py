@@ -1,3 +1,4 @@
+import asyncio
 import random
 import shutil
 
@@ -6,52 +7,49 @@ import pytest
 from control.quorum import seat
 from control.quorum.backend import RaftBackend
 from control.quorum.seat import Seat, enrol, found, next_epoch, recover
-from control.store.backup import VERSION_JUMP, read_backup, restore
+from control.store.backup import VERSION_JUMP, Backup, read_backup, restore
 from control.store.disk import RealDisk
 from control.store.errors import BackendFailed, Damaged, WrongCluster
-from control.store.logfile import LogFile
-from control.store.record import SnapshotMeta
+from control.store.record import Row, SnapshotMeta
 from control.store.sealing import PlainRing
 from control.store.snapshots import write_snapshot
-from tests.control.conformance.seen import names, opened, outcome, put
+from control.store.state import State
+from tests.control.conformance.seen import names, outcome, put
 from tests.control.quorum.lab import SEGMENT_BYTES
 
 
-async def single(directory, count: int, limit: int) -> None:
-    """A store as the log of one manager leaves it."""
-    seen = await opened(LogFile(directory, "c1", "a", log_limit_bytes=limit, segment_bytes=SEGMENT_BYTES))
-    await seen.leading()
-    for i in range(1, count + 1):
-        await seen.commit(put(f"{i}"))
-    await seen.backend.close()
+async def restored(directory, count: int) -> None:
+    """A store as it is made of a backup: rows, and no managers."""
+    rows = (Row("k", str(i), i, b"") for i in range(1, count + 1))
+    backup = Backup("c1", 2, State.of_rows(count, rows))
+    await asyncio.to_thread(lambda: restore(backup, directory, segment_bytes=SEGMENT_BYTES))
 
 
-@pytest.mark.parametrize("limit", [1 << 20, 200], ids=["log", "snapshots"])
-async def test_the_store_of_a_single_manager_becomes_a_cluster_of_one(lab, limit):
-    await single(lab.path("a"), 30, limit)
+async def test_a_restored_store_becomes_a_cluster_of_one_that_grows(lab):
+    await restored(lab.path("a"), 30)
     a = await lab.start("a")
-    assert a.version == 30
+    assert a.version == 30 + VERSION_JUMP
     await a.leading()
     assert await outcome(a.commit(put("31"))) == "done"
     b = await lab.join("a", "b")
-    await b.at(31)
+    await b.at(31 + VERSION_JUMP)
     assert b.rows == a.rows
     await lab.stop("b", "a")
     again = await lab.start("a", peers={"b": "127.0.0.1:9"})
-    assert again.version == 31
+    assert again.version == 31 + VERSION_JUMP
     assert [m.node_id for m in lab.backends["a"].members()] == ["a", "b"]
 
 
 async def test_taking_over_that_is_interrupted_is_done_again(lab, monkeypatch):
     """The log has the configuration, and the seat is not written."""
-    await single(lab.path("a"), 3, 1 << 20)
+    await restored(lab.path("a"), 3)
     with monkeypatch.context() as patch:
         patch.setattr(seat, "write_seat", broken)
         with pytest.raises(BackendFailed, match="cannot write"):
             await lab.start("a")
     lab.backends.clear()
     a = await lab.start("a")
-    assert a.version == 3
+    assert a.version == 3 + VERSION_JUMP
     assert lab.backends["a"].quorum().member_id == "a.1"
 
 

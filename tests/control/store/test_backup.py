@@ -10,9 +10,9 @@ from control.model import Network, NetworkSpec
 from control.store.aesgcm import AesGcmSealer, Keys
 from control.store.backup import VERSION_JUMP, read_backup, restore, write_backup
 from control.store.errors import BackendFailed, Damaged
-from control.store.logfile import LogFile
 from control.store.store import Store
 from control.store.txn import Put
+from tests.control.alone import alone
 
 SEGMENT = 16 * 1024
 
@@ -22,7 +22,7 @@ def network(name: str) -> Network:
 
 
 async def opened(directory) -> Store:
-    store = Store(LogFile(directory, "c1", "n1", segment_bytes=SEGMENT), lambda: 7)
+    store = Store(await alone(directory, segment_bytes=SEGMENT), lambda: 7)
     await store.open()
     return store
 

@@ -24,11 +24,11 @@ from control.store.errors import (
     VersionConflict,
 )
 from control.store.fake import FakeBackend
-from control.store.logfile import LogFile
 from control.store.record import RowChange
 from control.store.store import Commit, Resync, Store
 from control.store.tables import Snapshot, index_keys
 from control.store.txn import Delete, Put
+from tests.control.alone import alone
 
 ORCH = Writer.ORCHESTRATOR
 
@@ -579,7 +579,7 @@ def test_whatever_happens_the_view_is_what_the_backend_has_and_watchers_follow(a
 async def test_many_writers_on_the_real_log(tmp_path):
     """Concurrent read-modify-write with retries: every increment counts, before and after a restart."""
     path = tmp_path / "store"
-    store, _ = await opened(LogFile(path, "c1", log_limit_bytes=20_000))
+    store, _ = await opened(await alone(path, log_limit_bytes=20_000))
     await store.commit([Put(network("counter", {"v": "0"}))], ORCH)
     base = store.view()
     watcher = store.watch(base.version)
@@ -608,7 +608,7 @@ async def test_many_writers_on_the_real_log(tmp_path):
     items = await _all(watcher)
     assert all(isinstance(i, Commit) for i in items)
     assert same(replay(base, items), view)
-    again, _ = await opened(LogFile(path, "c1"))
+    again, _ = await opened(await alone(path))
     assert same(again.view(), view)
     assert list(again.view().all(Task)) == []
     await again.close()
