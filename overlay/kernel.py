@@ -24,11 +24,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 from overlay import names
 from overlay.encryption import Encrypted, Encryption
 from overlay.keys import KeyFile
+from overlay.made import Made, News, Rerouted
 from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan
-from overlay.rtnl import Link, Namespace, create_namespace, inode, remove_namespace
+from overlay.rtnl import Link, Namespace, Route, create_namespace, is_namespace, reason, remove_namespace
+from overlay.underlay import DEFAULT_UNDERLAY_MTU, underlay_mtu
 from overlay.wanted import (
     addresses_of,
     reached,
+    route_to_remote,
     router_addresses,
     task_routes,
     task_sysctls6,
@@ -62,8 +65,6 @@ ROUTER_SYSCTLS6 = {
 # random offset per destination (PAWS on TIME_WAIT); 2 is timestamps without offsets.
 TASK_SYSCTLS = {"ipv4/tcp_timestamps": "2"}
 _OUR_KINDS = ("veth", "vxlan", "wireguard", "tun")
-# Without a device to measure (it is gone), what every Ethernet has.
-DEFAULT_UNDERLAY_MTU = 1500
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class Report:
 
     def failed(self, what: str, error: Exception) -> None:
         """Note a thing that could not be done."""
-        self.errors.append(f"cannot {what}: {_reason(error)}")
+        self.errors.append(f"cannot {what}: {reason(error)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +107,25 @@ class Kernel:
         self._host_netns = host_netns
         self._encryption = Encryption(self._dir, host_netns, keys, now_s)
         self._handles: dict[str | None, Namespace] = {}
+        self._made = Made()
+        self._news = News(True, ())  # of the last `apply`, for `prune`
 
     def apply(self, plan: OverlayPlan, whole: bool = True) -> Report:
-        """Add and correct what the plan wants. Removes only what stands in its way."""
-        report = Report()
-        if not plan.networks:
+        """Add and correct what the plan wants. Removes only what stands in its way.
+
+        Unless it is to be done as a `whole`, what is planned as it was applied last is not looked at.
+        """
+        report, self._news = Report(), self._made.news(plan, whole)
+        for one in self._news.rerouted:
+            self._reroute(plan, one, report, came=True)
+        if not plan.networks or self._news.nothing:
             return report
         try:
             host = self._handle(self._host_netns)
             self._sysctls(host, HOST_SYSCTLS, "host", report)
             if any(network.subnet6 is not None for network in plan.networks):
                 self._forward6(host, report)
-            mtu = _underlay_mtu(host, str(plan.underlay))
+            mtu = underlay_mtu(host, str(plan.underlay))
         except KernelError as error:
             report.failed("look at the host's network", error)
             return report
@@ -128,32 +136,67 @@ class Kernel:
             {peer.number: str(peer.underlay) for peer in plan.peers},
         )
         encrypted = self._encrypted(plan, host, mtu, report)
-        for network in plan.networks:
+        for network in self._news.networks:
             underlay = encrypted if network.encrypted else plain
             if underlay is None:
                 continue
+            errors = len(report.errors)
             try:
                 self._network(host, underlay, plan, network, report)
             except KernelError as error:
                 report.failed(f"make the router of network {network.id}", error)
+            if len(report.errors) == errors:
+                self._made.done([network])
         return report
 
     def prune(self, plan: OverlayPlan, whole: bool = True) -> Report:
-        """Remove what is ours and not in the plan."""
-        report = Report()
+        """Remove what is ours and not in the plan; unless as a `whole`, of what the last `apply` looked at."""
+        report, news = Report(), self._news
+        for one in news.rerouted:
+            self._reroute(plan, one, report, came=False)
+        if news.nothing and not whole:
+            return report
         wanted = {names.router_netns(n.id): n for n in plan.networks}
+        looked_at = {names.router_netns(n.id) for n in (plan if whole else news).networks}
         for name in self._routers():
             path = str(self._dir / name)
             try:
-                if name in wanted:
+                if name in looked_at:
                     self._prune_router(plan, wanted[name], self._handle(path), report)
-                else:
+                elif name not in wanted:
                     self._remove_router(path, report)
             except KernelError as error:
                 report.failed(f"remove what is left of {name}", error)
         self._prune_encryption(plan, report)
         self._prune_host(plan, report)
         return report
+
+    def _reroute(self, plan: OverlayPlan, one: Rerouted, report: Report, came: bool) -> None:
+        """Routes to tasks of other nodes, and nothing else: those that came, or those that went."""
+        network, errors = one.network, len(report.errors)
+        try:
+            router = self._handle(str(self._dir / names.router_netns(network.id)))
+            index = router.index_of(names.vxlan_device(network.vni))
+        except KernelError as error:
+            report.failed(f"route in network {network.id}", error)
+            return
+        nodes = reached(plan, network)
+        for remote in one.came if came else one.went:
+            if remote.node_number in nodes:
+                self._way(router, network, route_to_remote(network, remote), index if came else None, report)
+        if came and len(report.errors) == errors:
+            self._made.done([network])
+
+    def _way(self, router: Namespace, network: OverlayNetwork, route: Route, index: int | None, report: Report) -> None:
+        """Make a route by a device, or with None remove it."""
+        try:
+            if index is not None:
+                router.replace_route(route, names.ROUTE_PROTOCOL, index)
+            else:
+                router.delete_route(route, names.ROUTE_PROTOCOL)
+            report.changes["route"] += 1
+        except KernelError as error:
+            report.failed(f"route {route.destination} in network {network.id}", error)
 
     # --- encryption -------------------------------------------------------------------------------------------------
 
@@ -179,7 +222,7 @@ class Kernel:
     def _shut(self, network: OverlayNetwork, report: Report) -> None:
         """Remove a VXLAN device of an encrypted network whose socket is not among WireGuard devices."""
         path = self._dir / names.router_netns(network.id)
-        if not _is_namespace(path):
+        if not is_namespace(path):
             return
         router = self._handle(str(path))
         for link in router.links().values():
@@ -189,7 +232,7 @@ class Kernel:
 
     def _home(self, router: Namespace, path: str | None) -> int | None:
         """The number by which a router knows a namespace. -1, which no device has, when that is not there."""
-        if path is not None and not _is_namespace(Path(path)):
+        if path is not None and not is_namespace(Path(path)):
             return -1
         found = router.number_of(self._handle(path))
         return -1 if found is None else found
@@ -200,10 +243,10 @@ class Kernel:
             return
         try:
             if any(network.encrypted for network in plan.networks):
-                if _is_namespace(Path(path)):
+                if is_namespace(Path(path)):
                     self._encryption.prune(plan, self._handle(path), report.changes)
                 return
-            if _is_namespace(Path(path)):
+            if is_namespace(Path(path)):
                 self._encryption.remove(self._handle(path))
             self._forget(path)
             remove_namespace(path)
@@ -240,7 +283,7 @@ class Kernel:
     def _namespace(self, name: str, report: Report) -> Namespace:
         """A namespace of ours; made when it is not there."""
         path = Path(name)
-        if not _is_namespace(path):
+        if not is_namespace(path):
             self._empty_lost(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
@@ -486,7 +529,7 @@ class Kernel:
 
     def _remove_router(self, path: str, report: Report) -> None:
         """A whole network leaves this host. The VXLAN device holds its VNI as long as it lives, so it goes first."""
-        if _is_namespace(Path(path)):
+        if is_namespace(Path(path)):
             router = self._handle(path)
             for link in router.links().values():
                 if link.kind in ("veth", "vxlan"):
@@ -548,26 +591,3 @@ def _is_left_over(link: Link, vni: int) -> bool:
 
 def _through(encrypted: Encrypted) -> _Underlay:
     return _Underlay(encrypted.inner, "", encrypted.mtu - names.VXLAN_OVERHEAD_BYTES, encrypted.nodes)
-
-
-def _underlay_mtu(host: Namespace, underlay: str) -> int:
-    """MTU of the device that has the underlay address."""
-    indexes = {index for index, address in host.addresses() if address.partition("/")[0] == underlay}
-    return min((link.mtu for link in host.links().values() if link.index in indexes), default=DEFAULT_UNDERLAY_MTU)
-
-
-def _is_namespace(path: Path) -> bool:
-    """Whether a path is a bound namespace, and not the empty file that an unmount leaves behind."""
-    try:
-        return inode(str(path))[0] != os.stat(path.parent).st_dev
-    except OSError:
-        return False
-
-
-def _reason(error: Exception) -> str:
-    """The reason in words, with the kernel's name of the error."""
-    if isinstance(error, NetlinkError):
-        return f"{os.strerror(error.code)} (errno {error.code})"
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return error.strerror
-    return str(error)

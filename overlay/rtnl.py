@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from typing import Any, TypeVar
 
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
+
+from overlay import routewire
+from overlay.routewire import Dumped
 
 T = TypeVar("T")
 
@@ -35,6 +39,11 @@ _NODAD = 0x02  # IFA_F_NODAD: in use at once; nobody else is given our addresses
 _MAIN_TABLE = 254
 _ANY_SCOPE = 255
 _IFF_UP = 1
+_SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
+# The kernel answers at once or never; never must not hang the daemon.
+_ANSWER_TIMEOUT = struct.pack("@ll", 5, 0)  # struct timeval
+_RECEIVE_BYTES = 65536  # twice what the kernel puts into one datagram of a dump
+_DUMP_ATTEMPTS = 5
 _NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
 _ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
@@ -83,12 +92,16 @@ class Namespace:
         self.path = path
         self.inode = inode(path)
         # pyroute2's own way into a namespace is a fork, which a process with gRPC's threads must not do.
-        opened = inside(path, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE))
+        opened, self._dumps = inside(path, lambda: (_netlink(), _netlink()))
         self._route = IPRoute(fileno=opened.detach())
+        self._dumps.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
+        self._dumps.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
+        self._sequence = 0
 
     def close(self) -> None:
-        """Close the netlink socket."""
+        """Close the netlink sockets."""
         self._route.close()
+        self._dumps.close()
 
     def alive(self) -> bool:
         """Whether the path still names the namespace that this handle speaks to."""
@@ -102,6 +115,13 @@ class Namespace:
     def links(self) -> dict[str, Link]:
         """All devices by name."""
         return {link.name: link for link in map(_link, self._route.get_links())}
+
+    def index_of(self, name: str) -> int:
+        """The number of a device. Raises OSError when it is not there."""
+        found: list[int] = list(self._route.link_lookup(ifname=name))
+        if not found:
+            raise OSError(errno.ENODEV, f"there is no device {name}")
+        return found[0]
 
     def number_of(self, other: Namespace) -> int | None:
         """The number by which this namespace knows another; None when it knows it not."""
@@ -117,8 +137,28 @@ class Namespace:
     def routes(self, protocol: int) -> set[Route]:
         """The routes of the main table, of both families, that carry `protocol`."""
         names = {link.index: link.name for link in self.links().values()}
-        found = [r for family in _FAMILIES for r in self._route.get_routes(family=family, table=_MAIN_TABLE)]
-        return {_route(r, names) for r in found if r["proto"] == protocol}
+        return {_route(one, names) for family in _FAMILIES for one in self._dump_routes(family, protocol)}
+
+    def _dump_routes(self, family: int, protocol: int) -> list[Dumped]:
+        """Repeated when something changed meanwhile; if that never ends, the last is as good as any."""
+        found: list[Dumped] = []
+        for _ in range(_DUMP_ATTEMPTS):
+            self._sequence += 1
+            self._dumps.send(routewire.request(family, _MAIN_TABLE, protocol, self._sequence))
+            found, whole, ended = [], True, False
+            while not ended:
+                data = self._dumps.recv(_RECEIVE_BYTES)
+                whole = whole and not routewire.is_interrupted(data)
+                for one in routewire.read(data, self._sequence, protocol):
+                    if isinstance(one, Dumped):
+                        found.append(one)
+                        continue
+                    if one.error not in (0, errno.ENOENT):  # ENOENT: there is no such table yet
+                        raise OSError(one.error, os.strerror(one.error))
+                    ended = True
+            if whole:
+                break
+        return found
 
     def neighbours(self, index: int) -> dict[str, str]:
         """The permanent neighbours on a device: address -> MAC."""
@@ -314,6 +354,23 @@ def inode(path: str | None) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def is_namespace(path: Path) -> bool:
+    """Whether a path is a bound namespace, and not the empty file that an unmount leaves behind."""
+    try:
+        return inode(str(path))[0] != os.stat(path.parent).st_dev
+    except OSError:
+        return False
+
+
+def reason(error: Exception) -> str:
+    """The reason in words, with the kernel's name of the error."""
+    if isinstance(error, NetlinkError):
+        return f"{os.strerror(error.code)} (errno {error.code})"
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error)
+
+
 @contextlib.contextmanager
 def _unless_gone() -> Iterator[None]:
     try:
@@ -356,14 +413,11 @@ def _link(message: Any) -> Link:
     )
 
 
-def _route(message: Any, names: dict[int, str]) -> Route:
-    destination = message.get_attr("RTA_DST") or ("::" if message["family"] == _IPV6 else "0.0.0.0")
-    kind = _ROUTE_TYPES.get(message["type"], str(message["type"]))
-    index = message.get_attr("RTA_OIF")
-    return Route(
-        destination=f"{destination}/{message['dst_len']}",
-        type=kind,
-        device=names.get(index, "") if index and kind == "unicast" else "",
-        via=message.get_attr("RTA_GATEWAY") or "",
-        source=message.get_attr("RTA_PREFSRC") or "",
-    )
+def _route(one: Dumped, names: dict[int, str]) -> Route:
+    kind = _ROUTE_TYPES.get(one.type, str(one.type))
+    device = names.get(one.device, "") if kind == "unicast" else ""
+    return Route(one.destination, kind, device, one.via, one.source)
+
+
+def _netlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)

@@ -18,10 +18,9 @@ def reached(plan: OverlayPlan, network: OverlayNetwork) -> set[int]:
 def wanted_routes(plan: OverlayPlan, network: OverlayNetwork, veths: dict[str, str]) -> set[Route]:
     """All routes of ours in a router. `veths`: the router's devices of local tasks, by address."""
     source, uplink = str(network.gateway), names.uplink(network.vni)
-    tunnel = names.vxlan_device(network.vni)
     routes = {_to_one(ip_address(address), device, "", source) for address, device in veths.items()}
     nodes = reached(plan, network)
-    routes |= {_to_one(e.address, tunnel, _next_hop(e), source) for e in network.remote if e.node_number in nodes}
+    routes |= {route_to_remote(network, one) for one in network.remote if one.node_number in nodes}
     # An address of the subnet that nobody has is refused here, and does not leak out by the default route.
     routes.add(Route(str(network.subnet), "unreachable"))
     if not network.internal:
@@ -31,6 +30,11 @@ def wanted_routes(plan: OverlayPlan, network: OverlayNetwork, veths: dict[str, s
         if not network.internal:
             routes.add(Route("::/0", "unicast", uplink.router_device, str(uplink.host_address6)))
     return routes
+
+
+def route_to_remote(network: OverlayNetwork, remote: RemoteEndpoint) -> Route:
+    """The one to a task of another node."""
+    return _to_one(remote.address, names.vxlan_device(network.vni), _next_hop(remote), str(network.gateway))
 
 
 def _to_one(address: Address, device: str, via: str, source: str) -> Route:

@@ -44,6 +44,9 @@ class Balancer(Protocol):
         Established connections to backends that are there live through it. Returns what it changed, by kind.
         """
 
+    def settled(self, path: str) -> bool:
+        """Whether nothing of what was done to a router is to be looked at once more."""
+
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """The virtual services as the kernel has them."""
 
@@ -158,6 +161,10 @@ class Nftables:
             return Counter()
         _IDLE.write_text(wanted)
         return Counter({"vip sysctl": 1})
+
+    def settled(self, path: str) -> bool:
+        """See `Balancer`."""
+        return path not in self._recheck
 
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """See `Balancer`."""

@@ -130,6 +130,10 @@ class Ipvs:
             before.update(wanted)
         return synced, step, gone
 
+    def settled(self, path: str) -> bool:
+        """See `Balancer`."""
+        return path not in self._recheck
+
     def observe(self, namespace: Namespace) -> tuple[ObservedService, ...]:
         """See `Balancer`."""
         held = namespace.table((ipvs_plan.MARKS, ipvs_plan.MARKS6))

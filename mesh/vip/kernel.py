@@ -61,15 +61,31 @@ class Kernel:
         self._services: dict[str, Services] = {}  # of each router, as last seen
         self._ports: dict[str, Elements] | None = None  # as last applied; None: not yet
         self._upgraded: set[str | None] = set()  # where nothing of an earlier version is left
+        self._made: dict[str, RouterPlan] = {}  # as they were applied without a failure
+        self._hosted: tuple[object, ...] | None = None  # likewise, what the host's table and routes are made of
 
     def apply(self, plan: VipPlan, whole: bool = True) -> Report:
-        """Make every router and the host as planned. What cannot be done is told, the rest is done."""
+        """Make every router and the host as planned. What cannot be done is told, the rest is done.
+
+        Unless it is to be done as a `whole`, what is planned as it was applied last is not looked at.
+        """
         report = Report()
         for router in plan.routers:
-            self._attempt(report, f"balance in the router {router.netns}", self._router, router, report)
-        if (table := ingress.host_table(plan)) is not None:
-            report.errors += ingress.published(plan.published)[1]
-            self._attempt(report, "publish ports", self._publish, plan, table)
+            path = router.netns
+            if not whole and self._made.get(path) == router and self.balancer.settled(path):
+                continue
+            self._made.pop(path, None)
+            errors = len(report.errors)
+            self._attempt(report, f"balance in the router {path}", self._router, router, report)
+            if len(report.errors) == errors:
+                self._made[path] = router
+        hosted = _of_host(plan)
+        if (whole or hosted != self._hosted) and (table := ingress.host_table(plan)) is not None:
+            self._hosted = None
+            clashes = ingress.published(plan.published)[1]
+            report.errors += clashes
+            done = self._attempt(report, "publish ports", self._publish, plan, table)
+            self._hosted = hosted if done and not clashes else None
         return report
 
     def prune(self, plan: VipPlan, whole: bool = True) -> Report:
@@ -87,9 +103,12 @@ class Kernel:
             self._routers.discard(path)
             self._ways.pop(path, None)
             self._services.pop(path, None)
+            self._made.pop(path, None)
             self.balancer.forget(path)
-        if ingress.host_table(plan) is None:
-            self._attempt(report, "remove the published ports", self._unpublish)
+        if (whole or self._hosted != _of_host(plan)) and ingress.host_table(plan) is None:
+            self._hosted = None
+            if self._attempt(report, "remove the published ports", self._unpublish):
+                self._hosted = _of_host(plan)
         if report.changes:
             settle()  # the namespaces may be deleted next
         return report
@@ -109,7 +128,8 @@ class Kernel:
         self._routers.clear()
         self._ways.clear()
         self._services.clear()
-        self._ports = None
+        self._made.clear()
+        self._ports = self._hosted = None
 
     # --- routers ----------------------------------------------------------------------------------------------------
 
@@ -232,11 +252,19 @@ class Kernel:
 
     # --- both -------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, report: Report, what: str, work: Callable[..., Counter[str]], *arguments: object) -> None:
+    def _attempt(self, report: Report, what: str, work: Callable[..., Counter[str]], *arguments: object) -> bool:
         try:
             report.changes += work(*arguments)
         except _FAILURES as error:
             report.errors.append(f"cannot {what}: {_reason(error)}")
+            return False
+        return True
+
+
+def _of_host(plan: VipPlan) -> tuple[object, ...]:
+    """All that the host's table and routes are made of: the ports, and of each router its networks and its uplink."""
+    ways = ((r.netns, r.subnet, r.uplink_device, r.uplink_address, r.subnet6, r.uplink_address6) for r in plan.routers)
+    return plan.published, *ways
 
 
 def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str) -> tuple[Balancer, str]:

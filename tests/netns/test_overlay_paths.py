@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from ipaddress import IPv4Network
+from collections import Counter
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -13,6 +15,7 @@ from scapy.utils import rdpcap
 
 from overlay import names
 from overlay.kernel import Kernel
+from overlay.plan import RemoteEndpoint
 from tests.netns.world import World, inside, run
 
 pytestmark = [pytest.mark.root, pytest.mark.hosts(2)]
@@ -154,6 +157,26 @@ def test_what_others_break_in_a_router_is_repaired(world: World, damage: tuple[s
     assert report.errors == []
     assert report.changes.total() > 0
     assert ping(a.netns, b.address)
+
+
+def test_a_change_of_tasks_elsewhere_changes_their_routes_and_looks_at_nothing_else(world: World) -> None:
+    world.networks["web"] = (4096, WEB)
+    world.task(world.hosts[0], "web", "10.1.0.10")
+    world.apply()
+    host, router = world.hosts[0], world.router(world.hosts[0], "web")
+    first = world.plan(host)
+    assert (first.networks[0].remote, host.kernel.apply(first, whole=False).changes) == ((), {})
+    inside(router, "ip", "route", "del", "unreachable", str(WEB))  # by somebody else
+    for addresses in (["10.1.0.20", "10.1.0.21"], ["10.1.0.21", "10.1.0.22"], []):
+        remote = tuple(RemoteEndpoint(IPv4Address(one), 2) for one in addresses)
+        plan = replace(first, networks=(replace(first.networks[0], remote=remote),))
+        made = [host.kernel.apply(plan, whole=False), host.kernel.prune(plan, whole=False)]
+        assert [one.errors for one in made] == [[], []]
+        assert sum((one.changes for one in made), Counter()).keys() == {"route"}
+        held = inside(router, "ip", "route").splitlines()
+        assert [line.split()[0] for line in held if names.vxlan_device(4096) in line] == addresses
+        assert not any("unreachable" in line for line in held)
+    assert host.kernel.apply(first).changes == {"route": 1}, "the whole look repairs what others broke"
 
 
 def test_a_deleted_router_is_made_again(world: World) -> None:

@@ -22,7 +22,8 @@ from overlay.plan import OverlayPlan
 from tests.netns.crash import killed_after
 from tests.netns.world import Host, World, hosts_on_a_switch, inside
 
-pytestmark = pytest.mark.root
+# Some hundred processes, each of which makes a whole overlay: on a busy machine that takes minutes.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 # What the kernel gives out by itself: numbers of devices, MACs of veths, what settles, what counts.
 _BY_ITSELF = frozenset(

