@@ -277,11 +277,15 @@ class Agent:
             if wanted is None or (wanted and task_id not in placed) or any(task_id in e for e in outcome.errors):
                 continue
             self.tasks.receive(Attached(task_id), self._wall_ms())
-        if not outcome.errors:  # what could not be applied is tried again soon
+        if not any(self._holds_up(error) for error in outcome.errors):  # what could not be applied is tried again soon
             self.session.applied(outcome.sequence)
         self._act()
         for follower in self.followers:
             follower()
+
+    def _holds_up(self, error: str) -> bool:
+        """Whether other nodes may wait for what could not be applied. Nobody waits for a container of others."""
+        return not any(guest.attachment.id in error for guest in self._attached)
 
     def _networks_of(self, task_id: str) -> int | None:
         """How many networks a task is on; None when its record is not here."""

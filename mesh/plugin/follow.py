@@ -17,6 +17,7 @@ import time
 from msgspec.structs import replace
 
 from control.model import HealthCheck
+from mesh.executor import netns
 from mesh.executor.docker.engine import Engine
 from mesh.executor.probe import probe
 from mesh.executor.protocol import ExecutorError
@@ -45,6 +46,7 @@ class Follower:
         self._over = False
         self._said: dict[str, None] = {}
         self._probed: set[str] = set()
+        self._missing: frozenset[str] = frozenset()  # without a namespace, at the last look that found no engine
         self._catalogue: tuple[str, ...] = ()
         keeper.agent.followers.append(self._heard)
 
@@ -68,12 +70,14 @@ class Follower:
         """Bring the book up to date with the engine, and the engine with the cluster."""
         try:
             found = boxes(await self._engine.running())
+            self._missing = frozenset()
             self._note(found)
             for box in found:
                 await self._follow_labels(box)
             await self._follow_networks()
         except ExecutorError as error:
             log.debug("cannot look at the engine", extra={"error": str(error)})
+            self._sweep()
         except (DriverError, BookError, OSError) as error:
             self._say(str(error))
         self._start_probes(group)
@@ -172,6 +176,24 @@ class Follower:
         detached = tuple(d for d in book.detached if d.partition(" ")[0] in running)
         book = replace(book.swept({*of_endpoint, *running}, keeper.now_ms()), detached=detached)
         keeper.change(book)
+
+    def _sweep(self) -> None:
+        """The engine does not answer: who has no namespace has ended.
+
+        One that the engine is just starting has none yet: it has until the next look, half a minute later.
+        """
+        keeper, book = self._keeper, self._keeper.book
+        gone = {e.id: e for e in self._entries() if e.sandbox and not netns.exists(e.sandbox)}
+        for entry in gone.values():
+            if entry.adopted:
+                book = book.delete(entry.id, keeper.now_ms())
+            elif entry.id in self._missing:
+                book = book.change(entry.id, sandbox="")
+        self._missing = frozenset(gone)
+        try:
+            keeper.change(book)
+        except OSError as error:
+            self._say(f"cannot keep which containers have ended: {error.strerror}")
 
     def _described(self, book: Book, entry: Entry, box: Box) -> Book:
         said = self._labels(box.name, box.labels)

@@ -8,14 +8,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace as changed
 
+from control.assignment import AttachmentReport
 from control.home import DiskHome
 from control.lifecycle import TaskState, Writer
 from control.manager import Bootstrapped, Manager
 from control.model import (
+    Attachment,
     ClusterSpec,
     Network,
     NetworkAttachment,
@@ -35,10 +38,12 @@ from control.model import (
 from control.store.txn import Put
 from dns.plan import DnsPlan
 from mesh.agent.agent import Agent, Doors, Identity
+from mesh.agent.attached import Guest
 from mesh.executor.fake import FakeExecutor
 from mesh.metrics import Metrics
 from mesh.vip.fake import FakeKernel as FakeVip
 from overlay.fake import FakeKernel as FakeOverlay
+from overlay.kernel import Report
 
 TIMEOUT_S = 20.0
 KEYS = (TunnelKey(slot=0, key="A" * 43 + "="),)
@@ -180,6 +185,39 @@ async def test_a_task_that_cannot_be_attached_is_not_started(machine: Machine) -
         assert machine.executor.running() == set()
         machine.overlay.broken = False
         await until("it runs", lambda: len(running(manager)) == 1)
+
+
+async def test_a_container_of_others_that_cannot_be_attached_holds_nobody_up(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died while its engine is away, perhaps: other nodes wait for what the managers said, and that is in force."""
+    async with machine.manager() as manager, machine.agent(manager.port) as (agent, _):
+        await create(manager, 1)
+        await until("it runs", lambda: len(running(manager)) == 1)
+        network = agent.session.assignments.of("network", Network)[0]
+        attachment = Attachment(
+            id="x1", node_id=agent.identity.node_id, network_id=network.id, address="10.9.9.9", name="x", service="x"
+        )
+        agent.attach([Guest(attachment, "/run/netns/gone", "eth9")], AttachmentReport())
+        refused = "attach task x1 to network"
+        monkeypatch.setattr(machine.overlay, "apply", _failing(machine.overlay.apply, refused))
+        agent.reconciler.kick()
+        await until("it is seen", lambda: agent.outcome is not None and refused in agent.outcome.errors)
+        (service,) = manager.store.view().all(Service)
+        grown = changed(service, spec=changed(service.spec, mode=ServiceMode(replicated=ReplicatedMode(replicas=2))))
+        version = await manager.store.commit([Put(grown)], Writer.ORCHESTRATOR)
+        await until("it is in force", lambda: manager.dispatcher.caught_up(agent.identity.node_id, version))
+        agent.attach([], AttachmentReport())
+        assert agent._holds_up(refused), "what else cannot be applied does hold up"
+
+
+def _failing(apply: Callable[..., Report], sentence: str) -> Callable[..., Report]:
+    def failing(*plan: Any, **rest: Any) -> Report:
+        report = apply(*plan, **rest)
+        report.errors.append(sentence)
+        return report
+
+    return failing
 
 
 async def test_a_task_whose_network_cannot_be_encrypted_here_is_rejected_and_says_why(machine: Machine) -> None:
