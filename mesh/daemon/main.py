@@ -32,6 +32,7 @@ from mesh.daemon.identity import IdentityError
 from mesh.daemon.node import Node
 from mesh.daemon.notify import notify, watchdog_interval_s
 from mesh.daemon.scrape import serve_metrics
+from mesh.daemon.secrecy import forbid_dumps
 from mesh.executor.docker.both import BothExecutors
 from mesh.executor.docker.engine import Engine, local_socket
 from mesh.executor.docker.executor import DockerExecutor
@@ -63,6 +64,7 @@ class StartError(Exception):
 
 def main() -> None:
     """Entry point of the `meshd` command."""
+    forbid_dumps()
     if sys.argv[1:] and sys.argv[1] in offline.COMMANDS:
         _work_offline(sys.argv[1:])
         return
