@@ -160,6 +160,7 @@ class FakeDaemon(ControlServicer, LocalServicer, LogsServicer):
 
     objects: dict[str, Object] = field(default_factory=dict)
     info: pb.InfoReply = field(default_factory=manager_info)
+    unlock_key: str = "MSHKEY-1-key"
     dns_reply: pb.DnsQueryReply = field(default_factory=pb.DnsQueryReply)
     dns_asked: pb.DnsQueryRequest | None = None
     trace_steps: list[pb.TraceStep] = field(default_factory=list)
@@ -283,6 +284,18 @@ class FakeDaemon(ControlServicer, LocalServicer, LogsServicer):
     def Join(self, request: pb.LocalJoinRequest, context: grpc.ServicerContext) -> pb.LocalJoinReply:
         self._begin("Join", request, context)
         return pb.LocalJoinReply(node_id="node2")
+
+    def GetUnlockKey(self, request: pb.UnlockKeyRequest, context: grpc.ServicerContext) -> pb.UnlockKeyReply:
+        self._begin("GetUnlockKey", request, context)
+        return pb.UnlockKeyReply(key=self.unlock_key)
+
+    def RotateUnlockKey(self, request: pb.UnlockKeyRequest, context: grpc.ServicerContext) -> pb.UnlockKeyReply:
+        self._begin("RotateUnlockKey", request, context)
+        return pb.UnlockKeyReply(key="MSHKEY-1-other")
+
+    def Unlock(self, request: pb.UnlockRequest, context: grpc.ServicerContext) -> pb.UnlockReply:
+        self._begin("Unlock", request, context)
+        return pb.UnlockReply()
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveReply:
         self._begin("Leave", request, context)
