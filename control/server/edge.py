@@ -16,6 +16,7 @@ import grpc
 
 from control.ca.contexts import Credentials
 from control.ca.names import MANAGER_HOST
+from control.server.calls import make_server
 from control.server.options import CALLS_MAX, CHANNEL_OPTIONS, SERVER_OPTIONS
 
 # Whoever answers must be a manager: every manager's certificate has this name, whatever its address.
@@ -37,9 +38,7 @@ class Edge:
 
     def server(self, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
         """A manager's server, without services and without an address."""
-        return grpc.aio.server(
-            options=SERVER_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX, interceptors=tuple(interceptors)
-        )
+        return make_server(SERVER_OPTIONS, interceptors, CALLS_MAX)
 
     def listen(self, server: grpc.aio.Server, address: str) -> int:
         """Have it listen at host:port (port 0: any) or unix:path; the port. Raises ListenError."""

@@ -332,7 +332,7 @@ def _failure(error: grpc.Call) -> Failure:
         case "UNIMPLEMENTED":
             sentence = f"this meshd cannot do that: {error.details() or 'it is of another version'}"
         case "CANCELLED":
-            sentence = "meshd ended the call"
+            sentence = "meshd ended the call, or is of another version and does not know it"
         case _:
             sentence = error.details() or f"meshd answered {name} without a reason"
     return Failure(sentence, OF_STATUS.get(name, ExitCode.FAILED))

@@ -32,6 +32,7 @@ from control.rpc.control_pb2_grpc import (
     add_LocalServicer_to_server,
     add_LogsServicer_to_server,
 )
+from control.server.calls import make_server
 from control.server.edge import Edge
 from control.server.guard import Guard
 from control.server.quorum import survey
@@ -137,7 +138,7 @@ class Node:
     async def _serve_local(self, doorman: Doorman) -> grpc.aio.Server:
         doorman.prepare()  # an earlier life is over: the lock on the state directory says so
         guard = Guard(lambda who, _: who, self.audit, secure=False)
-        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),), interceptors=(guard,))
+        server = make_server((("grpc.so_reuseport", 0),), (guard,))
         add_LocalServicer_to_server(LocalService(self), server)
         add_ControlServicer_to_server(ControlGate(self), server)
         add_LogsServicer_to_server(LogsGate(self), server)
@@ -427,9 +428,10 @@ class Node:
                     address=address,
                     wall_ms=self._wall_ms,
                     csr=await self.papers.request(),
+                    root=self._brought_root(request),
                 )
                 await self.papers.keep(made.chain, made.roots)
-            except (ManagerError, CredentialsError) as error:
+            except (CaError, ManagerError, CredentialsError) as error:
                 raise StateError(str(error)) from error
             self._become(
                 Identity(
@@ -451,6 +453,12 @@ class Node:
                 manager_address=address,
                 unlock_key=made.unlock_key,
             )
+
+    def _brought_root(self, request: pb.InitRequest) -> Root | None:
+        """An authority that the user brings; None: the cluster makes its own. Raises CaError."""
+        if not request.ca_certificate and not request.ca_key:
+            return None
+        return load_root(request.ca_certificate, request.ca_key, self._wall_ms() / 1000)
 
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply:
         """Enter a cluster. Raises StateError or the manager's Refusal; no identity is kept unless it succeeds."""

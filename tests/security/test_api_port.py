@@ -30,6 +30,7 @@ from control.ca.root import DAY_S, Root, cross_sign, issue, key_pem, make_root, 
 from control.rpc import control_pb2, control_pb2_grpc
 from control.server.edge import Edge
 from control.server.guard import Guard
+from tests.security import h2
 
 NOW = time.time_ns() / 1e9
 CLUSTER = "c" * 25
@@ -237,11 +238,26 @@ def _raw(channel: grpc.aio.Channel, method: str) -> Any:
     return channel.unary_unary(f"/mesh.control.v1.Control/{method}")
 
 
-async def test_calls_that_nobody_knows_are_refused() -> None:
+@pytest.mark.parametrize("path", ["/mesh.control.v1.Control/Everything", "/x", "", "/\udced\udcff.v1/Look"])
+async def test_calls_that_nobody_knows_are_dropped_and_end_nothing(path: str) -> None:
+    """Also such whose path is no UTF-8: gRPC's own server would be ended by it."""
     async with a_port() as port, Edge(credentials).channel(port.address) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await _raw(channel, "Everything")(b"", timeout=10)
-        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await call(channel, "Control", "List") == "UNIMPLEMENTED"
+        context = client_context(credentials("worker"))
+        context.set_alpn_protocols(["h2"])
+        host, number = port.address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(number), ssl=context)
+        begun = h2.call(path.encode(errors="surrogateescape"), "manager.mesh")
+        for _ in range(3):
+            writer.write(h2.PREFACE + h2.settings() + begun + h2.data(bytes(5)))
+        async with asyncio.timeout(60):
+            while await reader.read(65536):
+                pass
+        writer.close()
+        for _ in range(3):
+            assert await call(channel, "Control", "List") == "UNIMPLEMENTED"
+        async with Edge(credentials).channel(port.address) as another:
+            assert await call(another, "Control", "List") == "UNIMPLEMENTED"
 
 
 async def test_a_message_that_is_too_long_ends_the_call_only() -> None:
