@@ -174,7 +174,7 @@ class Manager:
         cluster_id, secret = new_id(), new_id()
         node_id = new_id()
         try:
-            founding = found(cluster_id, node_id, root, csr, wall_ms() / 1000)
+            founding = found(cluster_id, node_id, root, csr, wall_ms() / 1000, spec.certificate_life_s)
         except CaError as error:
             raise ManagerError(str(error)) from error
         node = Node(

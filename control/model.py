@@ -59,6 +59,7 @@ class ClusterSpec(Value, frozen=True, kw_only=True):
     gossip_port: int = 7946  # Serf's
     wireguard_port: int = 7947  # of encrypted networks; the next one while a node's key is replaced
     autolock: bool = False  # managers that start need the unlock key
+    certificate_life_s: float = 90 * 86400.0  # of nodes; another one counts from each node's next renewal on
 
 
 class Cluster(Value, frozen=True, kw_only=True):

@@ -61,6 +61,8 @@ PIDS_MAX = 1 << 22  # kernel's PID_MAX_LIMIT
 HOSTNAME_MAX = 64  # the kernel's limit
 DESCRIPTION_MAX_BYTES = 256 << 10  # 10,000 routes
 HEARTBEAT_MIN_S, HEARTBEAT_MAX_S = 0.1, 60.0  # below: only load; above: a dead node is not noticed for minutes
+# Shorter, and managers that are away for a lunch lose their nodes (control.ca.root); longer, and a root ends before.
+CERTIFICATE_MIN_S, CERTIFICATE_MAX_S = 3600.0, 10 * 365 * 86400.0
 HISTORY_MAX = 100
 # Subnets: /29 has room for a gateway, a VIP and a few tasks; above /8 nothing would be left for anybody else.
 SUBNET_SHORTEST, SUBNET_LONGEST = 8, 29
@@ -467,6 +469,7 @@ def cluster_mistakes(spec: ClusterSpec) -> list[str]:
     mistakes = _Mistakes("cluster")
     mistakes.require(is_label(spec.name), f'name "{_short(spec.name)}" {_LABEL_RULE}')
     mistakes.number("heartbeat period", spec.heartbeat_period_s, HEARTBEAT_MIN_S, HEARTBEAT_MAX_S, " s")
+    mistakes.number("life of certificates", spec.certificate_life_s, CERTIFICATE_MIN_S, CERTIFICATE_MAX_S, " s")
     mistakes.number("task history limit", spec.task_history_limit, 0, HISTORY_MAX)
     mistakes.duration("rest of freed addresses", spec.address_rest_s)
     mistakes.number("VXLAN port", spec.vxlan_port, VXLAN_PORT_MIN, VXLAN_PORT_MAX)

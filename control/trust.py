@@ -18,7 +18,7 @@ from control.ca import rotation
 from control.ca.greeting import enrolment_address
 from control.ca.names import Holder
 from control.ca.requests import key_of_request
-from control.ca.root import SERIAL_BYTES, CaError, Root, issue, key_digest, make_root, new_key, pem
+from control.ca.root import NODE_LIFE_S, SERIAL_BYTES, CaError, Root, issue, key_digest, make_root, new_key, pem
 from control.decision import Decision
 from control.lifecycle import Writer
 from control.model import Authority
@@ -87,14 +87,16 @@ class Trust:
         return standing(self._store.view(), who, certificate, self._wall_ms() / 1000)
 
 
-def found(cluster_id: str, node_id: str, root: Root | None, csr: bytes, now_s: float) -> Founding:
+def found(
+    cluster_id: str, node_id: str, root: Root | None, csr: bytes, now_s: float, life_s: float = NODE_LIFE_S
+) -> Founding:
     """The authority of a new cluster: of its own, or `root`. Raises CaError."""
     root = root or make_root(cluster_id, new_key(), now_s, os.urandom(SERIAL_BYTES))
     authority = rotation.new_authority(cluster_id, root)
     if not csr:
         return Founding(authority, root.digest, "", b"", b"")
     key = key_of_request(csr)
-    leaf = issue(root, Holder(cluster_id, "manager", node_id), key, now_s, os.urandom(SERIAL_BYTES))
+    leaf = issue(root, Holder(cluster_id, "manager", node_id), key, now_s, os.urandom(SERIAL_BYTES), life_s)
     return Founding(authority, root.digest, key_digest(key), pem(leaf), rotation.bundle(authority))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from cryptography import x509
 
+from control.ca.root import BACKDATE_S
+
 RENEW_FROM, RENEW_TO = 0.5, 0.8
 # After an attempt that failed; at first soon, then often enough that some hundred fit into a fifth of an hour's life.
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 60.0
@@ -15,7 +17,9 @@ RETRY_FIRST_S, RETRY_MAX_S = 2.0, 60.0
 
 def renew_at_s(certificate: x509.Certificate, fraction: float) -> float:
     """When, in seconds since 1970. `fraction` is drawn evenly from 0..1."""
-    begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    ends = certificate.not_valid_after_utc.timestamp()
+    # Its life begins when it was made, not when it says: with the shortest life of an hour that is half of it.
+    begins = min(certificate.not_valid_before_utc.timestamp() + BACKDATE_S, ends)
     return begins + (ends - begins) * (RENEW_FROM + (RENEW_TO - RENEW_FROM) * min(max(fraction, 0.0), 1.0))
 
 

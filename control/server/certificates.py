@@ -62,7 +62,7 @@ def certify(snapshot: Snapshot, node: Node, csr: bytes, now_s: float, random: by
             )
         signer = rotation.signer(authority)
         holder = Holder(snapshot.cluster().id, node.spec.role, node.id)
-        leaf = issue(signer, holder, key, now_s, random)
+        leaf = issue(signer, holder, key, now_s, random, snapshot.cluster().spec.certificate_life_s)
     except CaError as error:
         raise Refusal("INVALID_ARGUMENT", str(error)) from error
     certified = msgspec.structs.replace(

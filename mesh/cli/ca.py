@@ -82,9 +82,7 @@ def rotate(
       mesh ca rotate
       mesh ca rotate --ca-cert root.pem --ca-key root.key --detach
     """
-    if (ca_cert is None) != (ca_key is None):
-        raise Failure("--ca-cert and --ca-key come together", ExitCode.USAGE)
-    certificate, key = (file.read(PEM_MAX_BYTES + 1) if file is not None else b"" for file in (ca_cert, ca_key))
+    certificate, key = own_root(ca_cert, ca_key)
     client = session.client()
     reply = client.rotate_authority(certificate, key)
     if detach:
@@ -100,6 +98,14 @@ def rotate(
         session.sleep(POLL_S)
         reply = client.authority()
     click.echo(reply.digest)
+
+
+def own_root(ca_cert: BinaryIO | None, ca_key: BinaryIO | None) -> tuple[bytes, bytes]:
+    """What is in the files of a root that a user brings: PEM both; empty without. Raises Failure."""
+    if (ca_cert is None) != (ca_key is None):
+        raise Failure("--ca-cert and --ca-key come together", ExitCode.USAGE)
+    certificate, key = (file.read(PEM_MAX_BYTES + 1) if file is not None else b"" for file in (ca_cert, ca_key))
+    return certificate, key
 
 
 def progress(reply: pb.AuthorityReply) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import msgspec
 
 from control.model import Cluster, ClusterSpec, Node, Service, Task
+from mesh.cli.ca import own_root
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.lock import explain_key
 from mesh.cli.node import warn_of_managers
@@ -40,6 +41,9 @@ _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 @click.option("--dispatcher-heartbeat", type=DURATION, help="A node is down after three missed ones. [5s]")
 @click.option("--task-history-limit", type=click.IntRange(min=0), help="Ended tasks kept per slot. [5]")
 @click.option("--name", help="Of the cluster. [default]")
+@click.option("--cert-expiry", type=DURATION, help="How long nodes' certificates last. [2160h]")
+@click.option("--ca-cert", type=click.File("rb"), metavar="FILE", help="A root of your own, PEM. Default: a new one.")
+@click.option("--ca-key", type=click.File("rb"), metavar="FILE", help="Its key, PEM, without a passphrase.")
 @click.option("--autolock", is_flag=True, help="Managers that start need a key, which is printed.")
 @click.option("--availability", type=_AVAILABILITY, default="active", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Only the node's id.")
@@ -55,6 +59,9 @@ def init(
     dispatcher_heartbeat: float | None,
     task_history_limit: int | None,
     name: str | None,
+    cert_expiry: float | None,
+    ca_cert: BinaryIO | None,
+    ca_key: BinaryIO | None,
     autolock: bool,
     availability: str,
     quiet: bool,
@@ -65,6 +72,7 @@ def init(
     Examples:
       mesh init
       mesh init --advertise-addr 10.0.0.1
+      mesh init --ca-cert root.pem --ca-key root.key --autolock
       mesh init --advertise-addr eth1 --dispatcher-heartbeat 1s --default-addr-pool 10.64.0.0/12
     """
     client = session.client()  # before the generated code, so that a missing daemon is told first
@@ -79,7 +87,9 @@ def init(
         "task_history_limit": task_history_limit,
         "name": name,
         "autolock": autolock or None,
+        "certificate_life_s": cert_expiry,
     }
+    certificate, key = own_root(ca_cert, ca_key)
     spec = msgspec.structs.replace(ClusterSpec(), **{key: value for key, value in given.items() if value is not None})
     reply = client.init(
         pb.InitRequest(
@@ -87,6 +97,8 @@ def init(
             data_address=data_path_addr,
             spec=msgspec.msgpack.encode(spec),
             availability=availability,
+            ca_certificate=certificate,
+            ca_key=key,
         )
     )
     if quiet:

@@ -47,6 +47,7 @@ def inspect(session: Session, format_: str) -> None:
 @click.option("--address-rest", type=DURATION, help="How long a freed address is not used again.")
 @click.option("--dispatcher-heartbeat", type=DURATION, help="A node is down after three missed ones.")
 @click.option("--task-history-limit", type=click.IntRange(min=0), help="Ended tasks kept per slot.")
+@click.option("--cert-expiry", type=DURATION, help="How long nodes' certificates last; from the next renewal on.")
 @click.option("--autolock", type=bool, is_flag=False, flag_value="true", help="Managers that start need a key.")
 @pass_session
 def update(
@@ -57,6 +58,7 @@ def update(
     address_rest: float | None,
     dispatcher_heartbeat: float | None,
     task_history_limit: int | None,
+    cert_expiry: float | None,
     autolock: bool | None,
 ) -> None:
     """Change settings. What is not named stays; networks that are there keep their subnets.
@@ -64,6 +66,7 @@ def update(
     \b
     Examples:
       mesh cluster update --dispatcher-heartbeat 2s
+      mesh cluster update --cert-expiry 720h
       mesh cluster update --autolock
       mesh cluster update --autolock=false
       mesh cluster update --default-addr-pool 10.64.0.0/12 --default-addr-pool-mask-length 24
@@ -75,6 +78,7 @@ def update(
         "address_rest_s": address_rest,
         "heartbeat_period_s": dispatcher_heartbeat,
         "task_history_limit": task_history_limit,
+        "certificate_life_s": cert_expiry,
         "autolock": autolock,
     }
     changed = {key: value for key, value in given.items() if value is not None}

@@ -1,13 +1,21 @@
-"""How a machine asks managers to let it in: at their doors for newcomers, one after the other. No tasks."""
+"""How a machine gets into a cluster: asking managers at their doors, one after the other, or with an authority of its
+user's. No tasks."""
 
 from __future__ import annotations
 
 from control.ca.greeting import BadFrame, enrolment_address
-from control.ca.root import CaError
+from control.ca.root import CaError, Root, load_root
 from control.rpc import control_pb2 as pb
 from control.server.enrolment import Believe, enrol
 from control.server.refusal import Refusal
 from mesh.daemon.local import StateError
+
+
+def brought_root(request: pb.InitRequest, now_s: float) -> Root | None:
+    """An authority that the user of `mesh init` brings; None: the cluster makes its own. Raises CaError."""
+    if not request.ca_certificate and not request.ca_key:
+        return None
+    return load_root(request.ca_certificate, request.ca_key, now_s)
 
 
 async def ask_to_join(managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from control.ca.disk import DIRECTORY, KEY_NAME, CredentialsError
@@ -40,6 +40,9 @@ class Locker:
 
     def __init__(self, vault: Vault, papers: Papers) -> None:
         self._vault, self._papers = vault, papers
+        self._open = asyncio.Event()
+        if not vault.locked:
+            self._open.set()
 
     @property
     def locked(self) -> bool:
@@ -53,6 +56,15 @@ class Locker:
             await self._papers.open(self._vault.node_key)
         except (VaultError, CredentialsError) as error:
             raise LockerError(str(error)) from error
+        log.info("unlocked")
+        self._open.set()
+
+    async def once_open(self, run: Callable[[], Awaitable[None]]) -> None:
+        """What needs the keys of this node waits for them; what runs here goes on from the copy on its disk."""
+        if self.locked:
+            log.warning("waits for the unlock key", extra={"reason": LOCKED})
+        await self._open.wait()
+        await run()
 
     async def follow(self, cluster: Cluster) -> bool:
         """Be locked with the cluster's key, or not; whether files are to be written with another data key from now on.
@@ -90,5 +102,6 @@ class Locker:
             if self._papers.exist and not self._vault.locked:
                 await self._papers.show_key(self._papers.credentials().key)
             await asyncio.to_thread(self._vault.remove)
+            self._open.set()
         except OSError as error:
             raise LockerError(f"cannot take the lock off the key of this node: {error.strerror}") from error

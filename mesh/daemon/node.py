@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import msgspec
 
 from control.audit import AuditLog
 from control.ca.disk import CredentialsError
+from control.ca.root import CaError
 from control.home import home_of
 from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription
@@ -46,7 +47,7 @@ from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.doorman import Doorman
 from mesh.daemon.identity import Identity, IdentityError
-from mesh.daemon.joining import ask_to_join
+from mesh.daemon.joining import ask_to_join, brought_root
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.locker import LOCKED, Locker, LockerError, open_vault
 from mesh.daemon.managing import Managing
@@ -116,9 +117,6 @@ class Node:
         self._leave = asyncio.Event()
         self._left = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._unlocked = asyncio.Event()
-        if not self.locked:
-            self._unlocked.set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled. `ready` is called once the local socket answers."""
@@ -174,8 +172,8 @@ class Node:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._once_unlocked(renewal.run))
-                group.create_task(self._once_unlocked(managing.run))
+                group.create_task(self.locker.once_open(renewal.run))
+                group.create_task(self.locker.once_open(managing.run))
                 self._agent = Agent(
                     AgentIdentity(
                         node_id=identity.node_id,
@@ -207,13 +205,6 @@ class Node:
             self._managing = self._renewal = None
             await managing.close()
         await self._forget(self._own())  # there is no other way to get here than to leave
-
-    async def _once_unlocked(self, run: Callable[[], Awaitable[None]]) -> None:
-        """What needs the keys of this node waits for them; what runs here goes on from the copy on its disk."""
-        if self.locked:
-            log.warning("waits for the unlock key", extra={"reason": LOCKED})
-        await self._unlocked.wait()
-        await run()
 
     def _own(self) -> Identity:
         assert self.identity is not None, "only while this node is a member"
@@ -300,7 +291,6 @@ class Node:
             self.plugin.forget()
         await asyncio.to_thread(self.home.remove)
         self.identity = None
-        self._unlocked.set()
         self._left.set()
 
     # --- the local API ------------------------------------------------------------------------------------------------
@@ -371,8 +361,6 @@ class Node:
                 await self.locker.unlock(key)
             except LockerError as error:
                 raise StateError(str(error)) from error
-            log.info("unlocked")
-            self._unlocked.set()
 
     def _is_connected(self) -> bool:
         return self._agent is not None and self._agent.session.connected
@@ -428,7 +416,7 @@ class Node:
                     address=address,
                     wall_ms=self._wall_ms,
                     csr=await self.papers.request(),
-                    root=self._brought_root(request),
+                    root=brought_root(request, self._wall_ms() / 1000),
                 )
                 await self.papers.keep(made.chain, made.roots)
             except (CaError, ManagerError, CredentialsError) as error:
@@ -453,12 +441,6 @@ class Node:
                 manager_address=address,
                 unlock_key=made.unlock_key,
             )
-
-    def _brought_root(self, request: pb.InitRequest) -> Root | None:
-        """An authority that the user brings; None: the cluster makes its own. Raises CaError."""
-        if not request.ca_certificate and not request.ca_key:
-            return None
-        return load_root(request.ca_certificate, request.ca_key, self._wall_ms() / 1000)
 
     async def join(self, request: pb.LocalJoinRequest) -> pb.LocalJoinReply:
         """Enter a cluster. Raises StateError or the manager's Refusal; no identity is kept unless it succeeds."""

@@ -267,12 +267,18 @@ def test_bad_requests_are_refused() -> None:
 @given(st.floats(-1, 2))
 @settings(max_examples=50, deadline=None)
 def test_renewal_is_between_half_and_four_fifths_of_the_life(fraction: float) -> None:
-    begins, ends = NOW - BACKDATE_S, NOW + NODE_LIFE_S
+    begins, ends = NOW, NOW + NODE_LIFE_S  # it says that it began an hour before
     at = schedule.renew_at_s(_LEAF, fraction)
     assert 0.5 <= round((at - begins) / (ends - begins), 9) <= 0.8
 
 
 _LEAF = a_leaf(a_root())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_the_shortest_life_is_not_over_at_its_beginning(fraction: float) -> None:
+    leaf = issue(a_root(), Holder("c1", "worker", "n1"), new_key().public_key(), NOW, bytes(16), 3600.0)
+    assert 1800 <= schedule.renew_at_s(leaf, fraction) - NOW <= 2880
 
 
 def test_attempts_come_more_rarely_but_never_stop() -> None:

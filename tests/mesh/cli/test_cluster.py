@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import grpc
 import pytest
@@ -41,6 +42,17 @@ def test_init_settings(mesh: Mesh) -> None:
     assert (spec.name, spec.vxlan_port, spec.subnet_prefix_length) == ("lab", 4790, 24)
     assert spec.address_pools == ("10.64.0.0/12", "10.96.0.0/12")
     assert (spec.address_rest_s, spec.heartbeat_period_s, spec.task_history_limit) == (5.0, 0.5, 2)
+
+
+def test_init_with_a_root_of_ones_own(mesh: Mesh, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "root.pem", tmp_path / "root.key"
+    certificate.write_text("certificate")
+    key.write_text("key")
+    assert mesh("init", "--ca-cert", str(certificate)).code == 2
+    mesh.ok("init", "-q", "--ca-cert", str(certificate), "--ca-key", str(key), "--cert-expiry", "24h", "--autolock")
+    (request,), (spec,) = mesh.daemon.requests("Init"), mesh.daemon.specs("Init")
+    assert (request.ca_certificate, request.ca_key) == (b"certificate", b"key")
+    assert (spec.certificate_life_s, spec.autolock) == (86400.0, True)
 
 
 def test_join(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,11 @@ def test_update_changes_what_is_named(mesh: Mesh) -> None:
     assert spec.vxlan_port == 4789
 
 
+def test_how_long_certificates_last(mesh: Mesh) -> None:
+    mesh.ok("cluster", "update", "--cert-expiry", "720h")
+    assert [spec.certificate_life_s for spec in mesh.daemon.specs("UpdateCluster")] == [720 * 3600.0]
+
+
 def test_update_to_what_it_is_asks_for_nothing(mesh: Mesh) -> None:
     assert mesh.ok("cluster", "update", "--name", "default") == "default\n"
     assert mesh.daemon.requests("UpdateCluster") == []
