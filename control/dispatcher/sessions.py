@@ -42,6 +42,7 @@ from control.dispatcher.events import (
     Written,
 )
 from control.dispatcher.feed import Encoder, Feed
+from control.dispatcher.managers import managers, reached
 from control.dispatcher.members import REGISTRATIONS, Member, Stream
 from control.dispatcher.patience import LOOK_AGAIN_S, Rumour, is_cut_off, longest_s, patience_s
 from control.dispatcher.renewals import Renewals
@@ -399,7 +400,7 @@ class Sessions:
                     self._orphan_strays((task,))
                 case _:
                     pass
-        if any(isinstance(change.object, Node) for change in event.events):
+        if any(reached(change.before) != reached(change.after) for change in event.events):
             self._tell_managers()
 
     def _tell_role(self, node_id: str) -> None:
@@ -577,12 +578,6 @@ class Sessions:
                 _, report = node.acks.pop(0)
                 if node.stream is not None:
                     self._send(node.stream, _ack(report))
-
-
-def managers(snapshot: Snapshot) -> list[str]:
-    """Where managers are to be reached, host:port, in the order of their numbers."""
-    nodes = [n for n in snapshot.all(Node) if n.spec.role == "manager" and n.control_address]
-    return [n.control_address for n in sorted(nodes, key=lambda n: n.number)]
 
 
 def _ack(number: int) -> pb.ManagerMessage:

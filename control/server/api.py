@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import grpc
 
 from control.ca import rotation
-from control.dispatcher.sessions import managers
+from control.dispatcher.managers import managers
 from control.lifecycle import Writer
 from control.lock import SALT_BYTES, backup_key_id, backup_sealer
 from control.model import (

@@ -10,7 +10,7 @@ import grpc
 import msgspec
 
 from control.ca.root import SERIAL_BYTES
-from control.dispatcher.sessions import managers
+from control.dispatcher.managers import managers
 from control.lifecycle import Writer
 from control.model import Node
 from control.quorum.seat import Seat

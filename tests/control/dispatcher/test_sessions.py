@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from control.dispatcher import sessions
 from control.dispatcher.assignments import assignments, build
 from control.dispatcher.events import Resynced
+from control.dispatcher.managers import managers
 from control.lifecycle import TaskState
-from control.model import Node, NodeDescription, Service, Task, TaskStatus
+from control.model import Node, NodeDescription, NodeSpec, NodeStatus, Service, Task, TaskStatus
 from control.rpc import control_pb2 as pb
 from control.spec import DESCRIPTION_MAX_BYTES
 from control.store.tables import Snapshot
@@ -60,6 +61,31 @@ def test_a_session_begins_with_welcome_and_a_complete_set(world: Any) -> None:
         ("endpoint", "api2/web"),
         ("task", "api1"),
     }
+
+
+def test_where_managers_are_is_told_when_it_changes_and_only_then_looked_for(
+    world: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    monkeypatch.setattr(sessions, "managers", lambda snapshot: looked.append(1) or managers(snapshot))
+    world.hello(1, 1)
+    world.hello(2, 2)
+    looked.clear()
+
+    def told(stream: int) -> list[list[str]]:
+        answers = [m.heartbeat for m in world.sent[stream] if m.WhichOneof("message") == "heartbeat"]
+        return [list(a.managers) for a in answers if a.managers]
+
+    worker = world.get(Node, "node2")
+    world.put(msgspec.structs.replace(worker, control_address="192.0.2.2:7377"))
+    world.put(msgspec.structs.replace(world.get(Node, "node1"), status=NodeStatus(state="disconnected")))
+    assert looked == []
+    promoted = msgspec.structs.replace(worker, control_address="192.0.2.2:7377", spec=NodeSpec(role="manager"))
+    world.put(promoted)
+    world.put(msgspec.structs.replace(promoted, control_address="192.0.2.7:7377"))
+    world.put(msgspec.structs.replace(promoted, spec=NodeSpec(role="worker")))
+    first = "192.0.2.1:7377"
+    assert told(1) == told(2) == [[first, "192.0.2.2:7377"], [first, "192.0.2.7:7377"], [first]]
 
 
 def test_hello_makes_the_node_ready_with_what_it_says_of_itself(world: Any) -> None:
