@@ -350,10 +350,14 @@ def listeners(view: View, nets: list[Net]) -> Iterable[Listener]:
 
 
 def multihomed(view: View, endpoints: Iterable[Endpoint]) -> dict[tuple[str, Address], tuple[str, ...]]:
-    """The networks of each task of this node that is on several, by network and address."""
+    """The networks of each task of this node that is on several, by network and address.
+
+    A container of others has an attachment of its own for each: they are one where they share a namespace.
+    """
     homes: dict[str, list[Endpoint]] = defaultdict(list)
     for endpoint in endpoints:
-        homes[endpoint.task_id].append(endpoint)
+        local = view.tasks.get(endpoint.task_id)
+        homes[local.netns if local is not None and local.netns else endpoint.task_id].append(endpoint)
     return {
         (e.network_id, IPv4Address(e.address)): tuple(
             h.network_id for h in sorted(home, key=lambda h: interface_index(view, h))

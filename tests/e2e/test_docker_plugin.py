@@ -139,6 +139,73 @@ def test_attach_and_labels_on_containers_of_other_networks(cluster: Cluster) -> 
 BOOK = "/var/lib/meshd/containers.json"
 
 
+COMPOSE = f"""
+version: "3.5"
+services:
+  shop:
+    image: {LAB_IMAGE}
+    hostname: shop
+    command: [{", ".join(json.dumps(word) for word in SERVE)}]
+    ports: ["8082:80"]
+    networks: {{web: {{aliases: [store]}}}}
+    labels: {{mesh.weight: "1"}}
+  till:
+    image: {LAB_IMAGE}
+    command: [sleep, "1000"]
+    depends_on: [shop]
+    networks: [web, inner]
+networks:
+  web: {{external: true}}
+  inner: {{driver: mesh, ipam: {{driver: mesh}}, driver_opts: {{mesh.name: inner}}}}
+"""
+
+
+def test_a_project_of_compose_joins_as_it_is(cluster: Cluster) -> None:
+    directory = cluster.lab.directory / "h1" / "project"
+    directory.mkdir(exist_ok=True)
+    (directory / "docker-compose.yml").write_text(COMPOSE)
+    compose = ("docker-compose", "--no-ansi", "-p", "proj", "-f", str(directory / "docker-compose.yml"))
+    run(cluster, "h2", "caller", "web", "sleep", "1000")
+    cluster.serve("plain", 1, "--network", "web")
+    up = cluster.lab.exec("h1", [*compose, "up", "-d"], timeout=120)
+    assert up.returncode == 0, up.stderr + cluster.logs()
+    # From another host by its container's name, from its own project by its alias, through its port from outside.
+    cluster.until("it serves", lambda: answered(cluster, "h2", "caller", "http://proj-shop-1/") == {"shop"})
+    till = next(name for name in docker(cluster, "h1", "ps", "--format", "{{.Names}}").split() if "till" in name)
+    assert docker(cluster, "h1", "exec", till, "curl", "-sS", "http://store/").startswith("host=shop")
+    assert docker(cluster, "h1", "exec", till, "curl", "-sS", "http://plain/").startswith("host=plain.1")
+    assert "host=shop" in cluster.outside("curl", "-sS", "-m", "3", f"http://{cluster.lab.address('h1')}:8082/").stdout
+    cluster.until("h2 has its network", lambda: "inner" in networks(cluster, "h2"))
+    down = cluster.lab.exec("h1", [*compose, "down"], timeout=120)
+    assert down.returncode == 0, down.stderr
+    cluster.until("it is forgotten", lambda: answered(cluster, "h2", "caller", "http://proj-shop-1/") == set())
+    cluster.until("its network is gone", lambda: "inner" not in networks(cluster, "h2"))
+    assert "web" in networks(cluster, "h1"), "which was not the project's"
+    remove(cluster, "h2", "caller")
+    cluster.mesh("service", "rm", "plain")
+
+
+def test_clients_of_both_libraries_hear_at_once_of_names_that_nobody_has(cluster: Cluster) -> None:
+    """busybox, and curl and dig with glibc; through the engine's resolver. No upstream is asked (a lab has none)."""
+    run(cluster, "h1", "libc", "web", *SERVE)
+    run(cluster, "h2", "asks", "web", *SERVE)
+    for name in ("libc", "libc.web.mesh"):
+        cluster.until("glibc finds it", lambda name=name: curls(cluster, name) == 0)
+        assert "10." in docker(cluster, "h2", "exec", "asks", "busybox", "nslookup", name)
+    for name in ("nobody-has-it", "nobody-has-it.web.mesh", "nobody.mesh"):
+        said = docker(cluster, "h2", "exec", "asks", "dig", "+tries=1", "+time=3", name)
+        assert "status: NXDOMAIN" in said
+        assert " aa " in said, "or the engine asks the next server"
+        assert curls(cluster, name) == 6  # could not resolve
+    remove(cluster, "h1", "libc")
+    remove(cluster, "h2", "asks")
+
+
+def curls(cluster: Cluster, name: str) -> int:
+    """How curl, with glibc, ends in a container."""
+    return cluster.lab.exec("h2", ["docker", "exec", "asks", "curl", "-sS", "-m", "5", f"http://{name}/"]).returncode
+
+
 def test_networks_are_the_same_in_docker_and_in_the_cluster(cluster: Cluster) -> None:
     docker(cluster, "h2", "network", "create", "-d", "mesh", "--ipam-driver", "mesh", "back")
     cluster.until("h1 has it too", lambda: "back" in networks(cluster, "h1"))

@@ -142,6 +142,17 @@ def test_a_task_on_two_networks_has_its_default_route_on_the_first() -> None:
     }
 
 
+def test_a_container_of_others_on_two_networks_sees_the_names_of_both() -> None:
+    """It is an attachment on each, in one namespace."""
+    tasks = {f"t{slot}": LocalTask(TaskState.RUNNING, "/run/docker/netns/one") for slot in (1, 2)}
+    alone = {"t3": LocalTask(TaskState.RUNNING, "/run/docker/netns/other")}
+    records = (DB, endpoint(1, "n1"), endpoint(2, "n1", network="db-id"), endpoint(3, "n1"))
+    assert compiled(*records, tasks={**tasks, **alone}).dns.multihomed == {
+        ("db-id", A("10.2.0.12")): ("db-id", "web-id"),
+        ("web-id", A("10.1.0.11")): ("db-id", "web-id"),
+    }
+
+
 @pytest.mark.parametrize(
     ("state", "weight"), [("ready", 1), ("draining", 0), ("starting", None), ("lost", None)], ids=str
 )
