@@ -125,7 +125,7 @@ class Kernel:
             self._sysctls(host, HOST_SYSCTLS, "host", report)
             if any(network.subnet6 is not None for network in plan.networks):
                 self._forward6(host, report)
-            mtu = underlay_mtu(host, str(plan.underlay))
+            mtu = underlay_mtu(host, plan.underlay, [peer.underlay for peer in plan.peers])
         except KernelError as error:
             report.failed("look at the host's network", error)
             return report

@@ -16,6 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from overlay import routewire
-from overlay.routewire import Dumped
+from overlay.routewire import Dumped, Way
 
 T = TypeVar("T")
 
@@ -138,6 +139,12 @@ class Namespace:
         """The routes of the main table, of both families, that carry `protocol`."""
         names = {link.index: link.name for link in self.links().values()}
         return {_route(one, names) for family in _FAMILIES for one in self._dump_routes(family, protocol)}
+
+    def way_to(self, address: IPv4Address | IPv6Address) -> Way | None:
+        """How packets to an address leave; None: not at all."""
+        self._sequence += 1
+        self._dumps.send(routewire.request_way(address, self._sequence))
+        return routewire.read_way(self._dumps.recv(_RECEIVE_BYTES), self._sequence)
 
     def _dump_routes(self, family: int, protocol: int) -> list[Dumped]:
         """Repeated when something changed meanwhile; if that never ends, the last is as good as any."""

@@ -11,12 +11,15 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from overlay import names
+from overlay.ranges import Prefix, Ranges
 from overlay.rtnl import inode, inside
 
 # A burst of changes (a flush, a restart of a firewall) is one change.
@@ -32,13 +35,17 @@ _NFTABLES_GROUP = 7
 # Groups of rtnetlink(7) by number: links, addresses, netconf (forwarding, filters), then neighbours, routes, rules.
 _LINK, _ADDRESS4, _ADDRESS6, _NETCONF4, _NETCONF6 = 1, 5, 9, 24, 25
 _NEIGHBOUR, _ROUTE4, _RULE4, _ROUTE6, _RULE6 = 3, 7, 8, 11, 19
-_HOST_GROUPS = (_LINK, _ADDRESS4, _ADDRESS6, _NETCONF4)
-_ROUTER_GROUPS = (*_HOST_GROUPS, _NETCONF6, _NEIGHBOUR, _ROUTE4, _ROUTE6, _RULE4, _RULE6)
+_HOST_GROUPS = (_LINK, _ADDRESS4, _ADDRESS6, _NETCONF4, _ROUTE4, _ROUTE6)
+_ROUTER_GROUPS = (*_HOST_GROUPS, _NETCONF6, _NEIGHBOUR, _RULE4, _RULE6)
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port (netlink(7))
 _ATTRIBUTE = struct.Struct("=HH")
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWNEIGH, _DELNEIGH, _NEWNETCONF = 16, 17, 20, 21, 28, 29, 80
-_IFNAME, _NDA_DST, _NETCONF_IFINDEX = 3, 1, 1
+_IFNAME, _IFLA_MTU, _NDA_DST, _NETCONF_IFINDEX = 3, 4, 1, 1
+_SIOCGIFMTU = 0x8921
+_IFREQ = struct.Struct("=16si20x")
+_INDEX = struct.Struct("=i")
+_INDEX_AT = _HEADER.size + 4  # of ifinfomsg
 _BODY_BYTES = {
     _NEWLINK: 16,
     _DELLINK: 16,
@@ -48,7 +55,8 @@ _BODY_BYTES = {
     25: 12,
 }  # of the messages whose attributes are read
 _NEWROUTE, _DELROUTE, _RTA_DST, _AF_INET6 = 24, 25, 1, 10
-_PROTOCOL_AT, _BY_KERNEL = _HEADER.size + 5, 2  # of rtmsg
+_LENGTH_AT, _TABLE_AT, _PROTOCOL_AT = _HEADER.size + 1, _HEADER.size + 4, _HEADER.size + 5  # of rtmsg
+_BY_KERNEL, _TABLE_MAIN = 2, 254
 _LINK_LOCAL = b"\xfe\x80"
 _SCOPE_AT, _SCOPE_LINK = _HEADER.size + 3, 253
 _AF_BRIDGE = 7
@@ -69,10 +77,16 @@ class Watch:
         self._names = -1  # of inotify
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
+        self._mtus: dict[int, int] = {}  # of the host's devices, by index
+        self._ways = Ranges()
         self.noticed = 0
 
-    async def follow(self, routers: Iterable[str]) -> None:
-        """Watch the host and these routers (paths), and no others. A router that is not there is left out."""
+    async def follow(self, routers: Iterable[str], ways: Iterable[Prefix] = ()) -> None:
+        """Watch the host and these routers (paths), and no others. A router that is not there is left out.
+
+        Of the host's routes those matter that concern `ways`: the networks' subnets, and the nodes' addresses.
+        """
+        self._ways = Ranges(ways)
         wanted: list[str | None] = [self._host, *routers]
         for path in [p for p, (held, _) in self._open.items() if p not in wanted or _inode(p) != held]:
             self._close(path)
@@ -82,6 +96,8 @@ class Watch:
             for path, found in zip(missing, opened, strict=True):
                 if found is not None:
                     self._register(path, found)
+            if self._host in missing:
+                self._mtus = await asyncio.to_thread(_mtus, self._host)
         if self._names < 0:
             self._watch_names()
 
@@ -112,7 +128,7 @@ class Watch:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _register(self, path: str | None, sockets: list[socket.socket]) -> None:
-        loop, relevant = asyncio.get_running_loop(), in_host if path == self._host else in_router
+        loop, relevant = asyncio.get_running_loop(), self._in_host if path == self._host else in_router
         self._open[path] = (inode(path), sockets)
         for sock in sockets:
             loop.add_reader(sock, self._readable, sock, relevant)
@@ -122,6 +138,20 @@ class Watch:
         for sock in self._open.pop(path)[1]:
             loop.remove_reader(sock)
             sock.close()
+
+    def _in_host(self, message: bytes) -> bool:
+        """Whether a notification of the host matters."""
+        kind = _HEADER.unpack_from(message)[1]
+        if kind in (_NEWROUTE, _DELROUTE):
+            return is_way(message, self._ways)
+        if kind == _NEWLINK and (mtu := _attribute(message, _IFLA_MTU)):
+            (index,) = _INDEX.unpack_from(message, _INDEX_AT)
+            before, self._mtus[index] = self._mtus.get(index), int.from_bytes(mtu, sys.byteorder)
+            if before not in (None, self._mtus[index]):
+                return True
+        elif kind == _DELLINK:
+            self._mtus.pop(_INDEX.unpack_from(message, _INDEX_AT)[0], None)
+        return in_host(message)
 
     def _readable(self, sock: socket.socket, relevant: Callable[[bytes], bool]) -> None:
         if _drain(sock, relevant):
@@ -184,6 +214,32 @@ def in_host(message: bytes) -> bool:
     if kind in (_NEWLINK, _DELLINK):
         return names.is_uplink(_attribute(message, _IFNAME).rstrip(b"\0").decode(errors="replace"))
     return _matters_anywhere(kind, message)
+
+
+def is_way(message: bytes, ways: Ranges) -> bool:
+    """Whether a route of the host's main table concerns some addresses."""
+    if message[_TABLE_AT] != _TABLE_MAIN:
+        return False
+    version = 6 if message[_HEADER.size] == _AF_INET6 else 4
+    return ways.meets(version, int.from_bytes(_attribute(message, _RTA_DST), "big"), message[_LENGTH_AT])
+
+
+def _mtus(path: str | None) -> dict[int, int]:
+    """The MTU of each device of a namespace, by index; none when it is not there. Blocking."""
+
+    def look() -> dict[int, int]:
+        found = {}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for index, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # it has just gone
+                    answer = fcntl.ioctl(sock, _SIOCGIFMTU, _IFREQ.pack(name.encode(), 0))
+                    found[index] = _IFREQ.unpack(answer)[1]
+        return found
+
+    try:
+        return inside(path, look)
+    except OSError:
+        return {}
 
 
 def _matters_anywhere(kind: int, message: bytes) -> bool:

@@ -29,6 +29,7 @@ from mesh.metrics import Counter, Metrics
 from mesh.vip.plan import Observed, VipPlan
 from overlay import names
 from overlay.plan import OverlayPlan
+from overlay.ranges import Prefix
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class Outcome:
 
 
 class Watch(Protocol):
-    async def follow(self, routers: Iterable[str]) -> None: ...
+    async def follow(self, routers: Iterable[str], ways: Iterable[Prefix] = ()) -> None: ...
     def quiet(self) -> AbstractContextManager[None]: ...
     def close(self) -> None: ...
 
@@ -97,7 +98,7 @@ class Watch(Protocol):
 class Unwatched:
     """Where there is no kernel to be watched: in tests."""
 
-    async def follow(self, routers: Iterable[str]) -> None:
+    async def follow(self, routers: Iterable[str], ways: Iterable[Prefix] = ()) -> None:
         """Nothing to follow."""
 
     def quiet(self) -> AbstractContextManager[None]:
@@ -117,6 +118,12 @@ def _watched(plan: NodePlan) -> list[str]:
     if watched and any(network.encrypted for network in plan.overlay.networks):
         watched.append(str(Path(watched[0]).with_name(names.ENCRYPTION_NETNS)))
     return watched
+
+
+def _ways(plan: NodePlan) -> list[Prefix]:
+    """Where the host's own routes concern us: the networks, which it reaches by us, and the other nodes."""
+    networks = [subnet for one in plan.overlay.networks for subnet in (one.subnet, one.subnet6) if subnet is not None]
+    return [*networks, *(peer.underlay for peer in plan.overlay.peers)] if plan.overlay.networks else []
 
 
 class Reconciler:
@@ -191,7 +198,7 @@ class Reconciler:
         if whole or expected:
             with self._watch.quiet():
                 errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected, whole)
-            await self._watch.follow(_watched(plan))
+            await self._watch.follow(_watched(plan), _ways(plan))
         await self._name_server.apply(plan.dns)
         self._last = plan if not errors else None
         outcome = Outcome(plan, sequence, tuple(errors))

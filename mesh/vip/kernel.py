@@ -218,7 +218,10 @@ class Kernel:
         devices = {p.uplink_device for p in plan.published if p.router_address6 is not None}
         held = namespace.routing()
         routes = ingress.host_routing(map(namespace.device_index, devices))
-        routes |= {r for r in ingress.host_routes(plan.routers) if r in held or self._is_free(namespace, r)}
+        ways = ingress.host_routes(plan.routers)
+        taken = namespace.ways_of_others([way.subnet.network_address for way in ways])
+        free = (way for way in ways if way.subnet.network_address not in taken)
+        routes |= {way for way in free if way in held or self._is_free(namespace, way)}
         namespace.add_routing(ingress.in_order(routes - held))
         synced = self._tables.sync(self._host, namespace, ingress.HOST_MAPS, wanted)
         namespace.delete_routing(ingress.in_order(held - routes))

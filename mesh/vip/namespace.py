@@ -41,6 +41,8 @@ _BATCH = 128
 # A dump is repeated when the kernel says that what it walked changed under it. Somebody who changes things all the
 # time must not hold us up for ever: the last dump is then as good as any.
 _DUMP_ATTEMPTS = 5
+# Routes of others that are looked at: more has only a router of the Internet, which is no place for tasks.
+_FOREIGN_ROUTES_MAX = 65_536
 
 # Threads that are still leaving, while the next ones work: more would only wait for the same grace period.
 _MAX_VISITORS = 16
@@ -86,11 +88,14 @@ class Netlink:
             raise _error(wire.error_number(answer.payload))
         return answer.payload
 
-    def dump(self, kind: int, payload: bytes) -> list[bytes]:
-        """All of a kind. Raises OSError; ENOENT when that of which it is asked does not exist."""
+    def dump(self, kind: int, payload: bytes, most: int | None = None) -> list[bytes]:
+        """All of a kind, or the first so many. Raises OSError; ENOENT when that of which it is asked is not there."""
         found: list[bytes] = []
         for _ in range(_DUMP_ATTEMPTS):
-            found = list(self.stream(kind, payload))
+            found = []
+            for one in self.stream(kind, payload):  # to its end: nothing else may be asked before
+                if most is None or len(found) < most:
+                    found.append(one)
             if not self._interrupted:
                 break
         return found
@@ -257,6 +262,20 @@ class Namespace:
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 return 0
             raise
+
+    def ways_of_others(self, to: Collection[Address]) -> frozenset[Address]:
+        """Those of some addresses that a route of the main table leads to which is not ours, and no default route."""
+        found: set[Address] = set()
+        for family, bits in ((wire.AF_INET, 32), (wire.AF_INET6, 128)):
+            wanted = {int(one): one for one in to if one.max_prefixlen == bits}
+            if not wanted:
+                continue
+            for payload in self.route.dump(Rt.GET_ROUTE, wire.of_main_table(family), _FOREIGN_ROUTES_MAX):
+                prefix = wire.foreign_prefix(payload)
+                if prefix is not None:
+                    shift = bits - prefix[1]
+                    found.update(one for number, one in wanted.items() if number >> shift == prefix[0] >> shift)
+        return frozenset(found)
 
     def add_routing(self, wanted: list[RouteOrRule]) -> None:
         """Make routes and rules. Raises OSError for the first that failed, when all have been tried."""

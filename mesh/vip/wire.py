@@ -352,6 +352,19 @@ def of_route_to(address: Address) -> bytes:
     return head + attribute(_RTA_DST, address.packed)
 
 
+def of_main_table(family: int) -> bytes:
+    """Payload that asks for the routes of the main table."""
+    return _RTMSG.pack(family, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
+
+
+def foreign_prefix(payload: bytes) -> tuple[int, int] | None:
+    """(address, prefix length) of a route of the main table; None for the default route and for ours."""
+    _, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(payload)
+    if not length or table != _TABLE_MAIN or protocol == ROUTE_PROTOCOL:
+        return None
+    return int.from_bytes(attributes(payload, _RTMSG.size)[_RTA_DST], "big"), length
+
+
 def prefix_length(payload: bytes) -> int:
     """Of a route: how many bits of an address it fixes."""
     return payload[1]

@@ -258,6 +258,14 @@ def test_a_hosts_own_network_comes_before_ours(lab: Lab) -> None:
         inside(host.netns, "ip", "route", "del", *own)
     lab.apply()
     assert ask(host.netns, vip(lab))
+    inside(host.netns, "ip", "route", "add", *own)  # it comes later
+    try:
+        lab.apply()
+        assert "proto 110" not in inside(host.netns, "ip", "route", "show", "10.1.0.0/24")
+    finally:
+        inside(host.netns, "ip", "route", "del", *own)
+    lab.apply()
+    assert ask(host.netns, vip(lab))
 
 
 def test_no_server_in_the_router_answers_on_a_vip_or_on_the_uplink(lab: Lab) -> None:
