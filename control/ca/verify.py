@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
 
 from control.ca.names import MANAGER_HOST, Holder, holder_in
-from control.ca.root import CaError, digest, time_of
+from control.ca.root import SERIAL_BYTES, CaError, Root, digest, issue, new_key, time_of
 from control.token import same
 
 # Roots that a node believes at a time: the one in use, and in the time of a change the one before and the one after.
@@ -59,7 +66,7 @@ def _verify(
         raise CaError("the certificate names no member of a cluster")
     if not roots:
         raise CaError("there is no root to believe")
-    builder = PolicyBuilder().store(Store(list(roots[:ROOTS_MAX]))).time(time_of(now_s))
+    builder = _policy().store(Store(list(roots[:ROOTS_MAX]))).time(time_of(now_s))
     try:
         if serves:
             builder.build_server_verifier(x509.DNSName(MANAGER_HOST)).verify(leaf, list(chain[:CHAIN_MAX]))
@@ -68,6 +75,37 @@ def _verify(
     except (VerificationError, ValueError) as error:
         raise CaError(f"the certificate of {holder} is not to be believed: {_why(leaf, now_s)}") from error
     return holder
+
+
+def check_root(root: Root, now_s: float) -> None:
+    """That nodes believe what a root signs: one that was brought along may be of any kind. Raises CaError."""
+    holder = Holder("trial", "manager", "trial")
+    leaf = issue(root, holder, new_key().public_key(), now_s, bytes(SERIAL_BYTES))
+    try:
+        verify_manager(leaf, [], [root.certificate], now_s)
+    except CaError as error:
+        raise CaError(
+            "the CA's certificate cannot be used: it must be of X.509 version 3, with basic constraints that say "
+            "CA:TRUE, and allow leaves below it"
+        ) from error
+
+
+def _policy() -> PolicyBuilder:
+    """As on the web, but for roots as people make them: `openssl req -x509` gives them no key usage."""
+    authorities = ExtensionPolicy.webpki_defaults_ca()
+    authorities = authorities.may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs)
+    authorities = authorities.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_ca)
+    return PolicyBuilder().extension_policies(ee_policy=ExtensionPolicy.webpki_defaults_ee(), ca_policy=authorities)
+
+
+def _signs(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("its key usage lacks keyCertSign")
+
+
+def _is_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("it is no CA's")
 
 
 def _why(leaf: x509.Certificate, now_s: float) -> str:

@@ -24,6 +24,7 @@ from control.ca.root import (
     new_key,
     pem,
 )
+from control.ca.verify import check_root
 from control.model import Authority, Node, User
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
@@ -85,6 +86,7 @@ def rotate(
         raise Refusal("INVALID_ARGUMENT", "a CA's certificate and its key come together")
     try:
         new = load_root(certificate, key, now_s) if certificate else make_root(authority.id, new_key(), now_s, serial)
+        check_root(new, now_s)
         return [Put(rotation.begin(authority, new, now_s, crossing))]
     except CaError as error:
         raise Refusal("INVALID_ARGUMENT", str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from control.ca.greeting import BadFrame, enrolment_address
 from control.ca.root import CaError, Root, load_root
+from control.ca.verify import check_root
 from control.rpc import control_pb2 as pb
 from control.server.enrolment import Believe, enrol
 from control.server.refusal import Refusal
@@ -15,7 +16,9 @@ def brought_root(request: pb.InitRequest, now_s: float) -> Root | None:
     """An authority that the user of `mesh init` brings; None: the cluster makes its own. Raises CaError."""
     if not request.ca_certificate and not request.ca_key:
         return None
-    return load_root(request.ca_certificate, request.ca_key, now_s)
+    root = load_root(request.ca_certificate, request.ca_key, now_s)
+    check_root(root, now_s)
+    return root
 
 
 async def ask_to_join(managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:

@@ -36,7 +36,7 @@ from control.ca.root import (
     pem,
     time_of,
 )
-from control.ca.verify import root_of_digest, verify_holder, verify_manager
+from control.ca.verify import check_root, root_of_digest, verify_holder, verify_manager
 
 NOW = 1_800_000_000.0
 CLUSTER = "c" * 25
@@ -305,3 +305,28 @@ def test_many_addresses_share_a_bucket() -> None:
 def test_keys_are_read_as_written() -> None:
     key = new_key()
     assert load_key(key_pem(key)).public_key() == key.public_key()
+
+
+@pytest.mark.parametrize("critical", [True, False])
+def test_a_root_as_openssl_makes_it_is_believed(critical: bool) -> None:
+    """It has no key usage, and perhaps basic constraints that are not critical."""
+    own = foreign_root(x509.BasicConstraints(ca=True, path_length=None), critical=critical)
+    check_root(own, NOW)
+    for holder, verify in ((Holder("c", "manager", "n"), verify_manager), (Holder("c", "worker", "n"), verify_holder)):
+        leaf = issue(own, holder, new_key().public_key(), NOW, bytes(16))
+        assert verify(leaf, [], [own.certificate], NOW) == holder
+
+
+def test_a_root_that_cannot_sign_is_refused() -> None:
+    for bad in (foreign_root(None), foreign_root(x509.BasicConstraints(ca=False, path_length=None))):
+        with pytest.raises(CaError, match=r"CA:TRUE"):
+            check_root(bad, NOW)
+
+
+def foreign_root(constraints: x509.BasicConstraints | None, *, critical: bool = True) -> Root:
+    key, name = new_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example Corp")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(time_of(NOW - 86400)).not_valid_after(time_of(NOW + 1e8))
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=critical)
+    return Root(builder.sign(key, hashes.SHA384()), key)

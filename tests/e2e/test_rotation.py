@@ -1,0 +1,99 @@
+"""Roots and keys of gossip change while the cluster works: without its leader, with a node away, and under traffic."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from control.ca.root import key_pem, pem
+from mesh.lab.lab import Lab
+from tests.e2e.conftest import Cluster
+from tests.e2e.test_managers import leader, managed, voters
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def corporate_root(directory: Path) -> tuple[str, str]:
+    """Files of a root and its key, as somebody else's tool makes them."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example Corp Root"),
+                      x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example")])  # fmt: skip
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA384())
+    )  # fmt: skip
+    files = directory / "root.pem", directory / "root.key"
+    files[0].write_bytes(pem(certificate))
+    files[1].write_bytes(key_pem(key))
+    return str(files[0]), str(files[1])
+
+
+def roots(cluster: Cluster, host: str) -> bytes:
+    return (cluster.lab.directory / host / "disk/tls/roots.pem").read_bytes()
+
+
+@pytest.mark.hosts(3)
+def test_another_leader_ends_the_change_of_the_root(bare_lab: Lab, tmp_path: Path) -> None:
+    """The one that began it is gone before all nodes have followed; so is a manager that was away all the time."""
+    cluster = managed(bare_lab)
+    cluster.serve("api", 2, "--network", "web")
+    first = leader(cluster, "h1")
+    asked = next(host for host in cluster.hosts if host != first)
+    before = cluster.mesh("ca", "show", host=asked).stdout
+    certificate, key = corporate_root(tmp_path)
+    digest = cluster.mesh("ca", "rotate", "--detach", "--ca-cert", certificate, "--ca-key", key, host=asked).stdout
+    bare_lab.kill_daemon(first)
+    shown = cluster.mesh("ca", "show", "--format", "{{.Changing}} {{.Digest}}", host=asked)
+    assert shown.stdout.split()[1] == digest.strip(), "the change is not lost"
+    cluster.until("another leads", lambda: leader(cluster, asked) not in ("", first))
+
+    def settled() -> bool:
+        done = cluster.mesh("ca", "show", "--format", "{{.Changing}}", host=asked, check=False)
+        return done.returncode == 0 and done.stdout.strip() == "false"
+
+    cluster.until("the change is over", settled)
+    after = Path(certificate).read_text()
+    assert cluster.mesh("ca", "show", host=asked).stdout == after != before
+    bare_lab.start_daemon(first)
+    cluster.until("the leader of before is back", lambda: len(voters(cluster, asked)) == 3)
+    cluster.until("it has a session", lambda: cluster.connected(first))
+    cluster.until(
+        "all believe the new root only", lambda: {roots(cluster, h) for h in cluster.hosts} == {after.encode()}
+    )
+    for host in cluster.hosts:
+        cluster.mesh("network", "create", f"by-{host}", host=host)
+    token = cluster.mesh("token", "show", "worker", "-q", host=asked).stdout
+    assert digest.strip() in token
+
+
+@pytest.mark.hosts(2)
+def test_a_cluster_of_a_root_that_was_brought(bare_lab: Lab, tmp_path: Path) -> None:
+    certificate, key = corporate_root(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    cluster = Cluster(bare_lab, tuple(bare_lab.hosts()))
+    refused = cluster.mesh("init", "--ca-cert", certificate, "--ca-key", corporate_root(other)[1], check=False)
+    assert "the CA's key is not that of the CA's certificate" in refused.stderr
+    cluster.mesh("init", "--ca-cert", certificate, "--ca-key", key, "--cert-expiry", "2h")
+    assert cluster.mesh("ca", "show").stdout == Path(certificate).read_text()
+    token = cluster.mesh("token", "show", "worker", "-q").stdout.strip()
+    cluster.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host="h2")
+    cluster.until("all nodes are ready", cluster.ready)
+    chain = (bare_lab.directory / "h2/disk/tls/chain.pem").read_bytes()
+    left = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(hours=1.5) < left <= timedelta(hours=2)
+    refused = cluster.mesh("cluster", "update", "--cert-expiry", "59m", check=False)
+    assert refused.returncode != 0
+    assert "life of certificates" in refused.stderr
+    # Roots of one's own are taken back, too.
+    assert cluster.mesh("ca", "rotate", "--timeout", "50").returncode == 0
+    cluster.until("h2 has its session", lambda: cluster.connected("h2"))
