@@ -35,6 +35,7 @@ _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 @click.option("--advertise-addr", metavar="ADDRESS|DEVICE[:PORT]", default="", help="Where others reach this manager.")
 @click.option("--data-path-addr", metavar="ADDRESS|DEVICE", default="", help="Its end of tunnels. [as advertised]")
 @click.option("--data-path-port", type=click.IntRange(1024, 49151), help="UDP port of VXLAN. [4789]")
+@click.option("--wireguard-port", type=click.IntRange(1024, 49150), help="It and the next: encrypted networks. [7947]")
 @click.option("--default-addr-pool", metavar="PREFIX", multiple=True, help="Subnets are taken from it. [10.128.0.0/9]")
 @click.option("--default-addr-pool-mask-length", type=click.IntRange(8, 29), help="How large they are. [20]")
 @click.option("--address-rest", type=DURATION, help="How long a freed address is not used again. [1m]")
@@ -53,6 +54,7 @@ def init(
     advertise_addr: str,
     data_path_addr: str,
     data_path_port: int | None,
+    wireguard_port: int | None,
     default_addr_pool: Sequence[str],
     default_addr_pool_mask_length: int | None,
     address_rest: float | None,
@@ -80,6 +82,7 @@ def init(
 
     given = {
         "vxlan_port": data_path_port,
+        "wireguard_port": wireguard_port,
         "address_pools": tuple(default_addr_pool) or None,
         "subnet_prefix_length": default_addr_pool_mask_length,
         "address_rest_s": address_rest,

@@ -33,13 +33,14 @@ def test_init_prints_how_to_join(mesh: Mesh) -> None:
 def test_init_settings(mesh: Mesh) -> None:
     out = mesh.ok(
         "init", "-q", "--data-path-addr", "eth1", "--data-path-port", "4790", "--default-addr-pool", "10.64.0.0/12",
+        "--wireguard-port", "7950",
         "--default-addr-pool", "10.96.0.0/12", "--default-addr-pool-mask-length", "24", "--address-rest", "5s",
         "--dispatcher-heartbeat", "500ms", "--task-history-limit", "2", "--name", "lab", "--availability", "drain",
     )  # fmt: skip
     assert out == "node1\n"
     (request,), (spec,) = mesh.daemon.requests("Init"), mesh.daemon.specs("Init")
     assert (request.data_address, request.availability) == ("eth1", "drain")
-    assert (spec.name, spec.vxlan_port, spec.subnet_prefix_length) == ("lab", 4790, 24)
+    assert (spec.name, spec.vxlan_port, spec.wireguard_port, spec.subnet_prefix_length) == ("lab", 4790, 7950, 24)
     assert spec.address_pools == ("10.64.0.0/12", "10.96.0.0/12")
     assert (spec.address_rest_s, spec.heartbeat_period_s, spec.task_history_limit) == (5.0, 0.5, 2)
 

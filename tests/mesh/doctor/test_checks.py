@@ -45,7 +45,7 @@ def test_a_healthy_machine() -> None:
             replace(HEALTHY, kernel_can=CAN | {"wireguard": "No such file"}, programs={"wireguard-go": True}),
             "note",
             "encryption",
-            "wireguard-go, several times slower",
+            "wireguard-go, 2 to 4 % of a plain network's speed",
         ),
         (
             replace(HEALTHY, sockets=(Socket("udp", IPv4Address(0), 7948, "nginx"),)),
