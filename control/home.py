@@ -113,7 +113,7 @@ class DiskHome:
             await enrol(unfinished, cluster_id, place, ring=self._vault)
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
             await asyncio.to_thread(_publish, unfinished, self._directory)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise HomeError(f"the leader gave this manager a place that it cannot read: {error}") from error
         except (OSError, StoreError) as error:
             raise HomeError(f"cannot make the state of this manager in {self._directory}: {error}") from error

@@ -507,7 +507,7 @@ def read_description(data: bytes) -> NodeDescription:
         raise DescriptionError(f"the description of the node is longer than {DESCRIPTION_MAX_BYTES} bytes")
     try:
         said = msgspec.msgpack.decode(data, type=NodeDescription)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DescriptionError(f"unreadable description of the node: {error}") from error
     if not is_hostname(said.hostname):
         raise DescriptionError(f'the name of the node must be a host name, not "{_short(said.hostname)}"')

@@ -208,7 +208,7 @@ def _load(path: Path) -> File | None:
         return None
     except CredentialsError as error:
         raise VaultError(str(error)) from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VaultError(f"cannot read the keys of this manager in {path}: {error}; restore the file") from error
     if file.format != FORMAT or bool(file.version) != (file.contents is None):
         raise VaultError(f"the keys of this manager in {path} were written by another meshd, or are damaged")

@@ -182,7 +182,7 @@ def decode_to_server(data: bytes) -> ToServer:
     """Raises FeedError."""
     try:
         return _to_server.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FeedError(str(error)) from error
 
 
@@ -190,7 +190,7 @@ def decode_from_server(data: bytes) -> FromServer:
     """Raises FeedError."""
     try:
         return _from_server.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FeedError(str(error)) from error
 
 

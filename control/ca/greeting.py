@@ -66,7 +66,7 @@ def decode(data: bytes, cls: type[T]) -> T:
     """Without its frame. Raises BadFrame."""
     try:
         return msgspec.msgpack.decode(data, type=cls)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadFrame("a message cannot be read") from error
 
 

@@ -35,7 +35,7 @@ def read_report(data: bytes) -> AttachmentReport | None:
     """A report as it came; None if it cannot be read or is too long."""
     try:
         report = msgspec.msgpack.decode(data, type=AttachmentReport)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     within = len(report.attachments) <= ATTACHMENTS_MAX and len(report.networks) <= NETWORKS_MAX
     return report if within else None

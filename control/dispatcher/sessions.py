@@ -345,7 +345,7 @@ class Sessions:
             return
         try:
             status = msgspec.msgpack.decode(data, type=TaskStatus)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             self._counters["undecodable"] += 1
             return
         status = msgspec.structs.replace(

@@ -110,7 +110,7 @@ def decode_head(data: bytes) -> Head:
 def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes, what: str) -> T:
     try:
         return decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BackendFailed(f"etcd holds a {what} of the store that meshd cannot read: {error}") from error
 
 

@@ -83,7 +83,7 @@ def read_seat(disk: Disk) -> Seat | None:
         return None
     except OSError as error:
         raise BackendFailed(f"cannot read {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path} is damaged: {error}; remove this manager and join it anew") from error
 
 

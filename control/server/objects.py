@@ -34,5 +34,5 @@ def spec_from_wire(data: bytes, cls: type[S]) -> S:
     """The spec in a request. Raises Refusal."""
     try:
         return msgspec.msgpack.decode(data, type=cls)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Refusal("INVALID_ARGUMENT", f"unreadable {cls.__name__}: {error}") from error

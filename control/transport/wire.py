@@ -132,7 +132,7 @@ def decode(cls: type[Body], data: bytes) -> Body:
     """Inverse of `encode`. Raises BadBytes."""
     try:
         return msgspec.msgpack.decode(data, type=cls)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadBytes("body") from error
 
 

@@ -30,7 +30,7 @@ def load(path: Path) -> Assignments:
         records = [decode(row.kind, row.value) for row in rows]
     except FileNotFoundError:
         return Assignments()
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("ignoring the saved assignments", extra={"path": str(path), "error": str(error)})
         return Assignments()
     return Assignments().updated(0, 0, records, ())

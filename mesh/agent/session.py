@@ -171,7 +171,7 @@ class Session:
             records = [_record(r) for r in message.records]
             removed = [_key(k) for k in message.removed]
             self.assignments = self.assignments.updated(message.applies_to, message.results_in, records, removed)
-        except (msgspec.MsgspecError, SequenceGapError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, SequenceGapError) as error:
             raise ProtocolError(f"unusable assignments: {error}") from error
         self.connected = True
 

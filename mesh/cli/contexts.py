@@ -67,7 +67,7 @@ def parse_context(data: bytes, where: str) -> ClusterContext:
     """Raises Failure, which names `where` it comes from."""
     try:
         found = msgspec.json.decode(data[: FILE_MAX_BYTES + 1], type=ClusterContext)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failure(f"{where} is no context: {error}", ExitCode.USAGE) from error
     if not is_context_name(found.name) or not 0 < len(found.managers) <= MANAGERS_MAX:
         raise Failure(f"{where} is no context: its name or its managers make no sense", ExitCode.USAGE)

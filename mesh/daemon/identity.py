@@ -38,7 +38,7 @@ def load(state_dir: Path) -> Identity | None:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise IdentityError(f"cannot read {path}: {error}; restore it, or remove {state_dir} to start anew") from error
 
 

@@ -77,7 +77,7 @@ class LocalService(LocalServicer):
     async def Init(self, request: pb.InitRequest, context: Context) -> pb.InitReply:
         try:
             spec = msgspec.msgpack.decode(request.spec, type=ClusterSpec) if request.spec else ClusterSpec()
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unreadable cluster settings: {error}")
         try:
             return await self._node.init(request, spec)

@@ -149,7 +149,7 @@ def _load(path: Path) -> Book:
         return msgspec.json.decode(path.read_bytes(), type=Book)
     except FileNotFoundError:
         return Book()
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("ignoring the book of containers", extra={"path": str(path), "error": str(error)})
         return Book()
 

@@ -112,7 +112,7 @@ def port_mappings(options: dict[str, Any] | None) -> tuple[PortMapping, ...]:
     """The ports that `-p` asks for. Raises WireError."""
     try:
         found = msgspec.convert((options or {}).get(PORT_MAP) or [], type=list[_Binding])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"unreadable port map: {error}") from error
     return tuple(
         PortMapping(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 
 from control.ca.names import holder_in
 from control.ca.requests import make_request
 from control.ca.root import CaError, load_certificates, new_key
+from control.model import NodeDescription
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import ControlStub, MembershipStub
 from control.server.edge import Edge
@@ -46,6 +48,22 @@ async def test_bad_tokens_and_bad_requests_are_refused(tmp_path: Path) -> None:
         assert [
             node.description.hostname for node in world.manager.store.view().objects() if hasattr(node, "number")
         ] == ["h1"]
+
+
+async def test_names_that_are_no_text_end_nothing(tmp_path: Path) -> None:
+    """MessagePack with bytes that are no UTF-8 where text belongs, by somebody with a good token, and by a member."""
+    async with a_world(tmp_path) as world:
+        description = bytearray(msgspec.msgpack.encode(NodeDescription(hostname="h2")))
+        description[description.index(b"h2")] = 0xF2
+        asked = pb.JoinRequest(
+            token=world.made.worker_token, description=bytes(description), csr=make_request(new_key())
+        )
+        with pytest.raises(Refusal, match="unreadable description"):
+            await world.ask(asked.SerializeToString(), world.made.worker_token)
+        assert (await world.join("h3", world.made.worker_token)).role == "worker"
+        async with Edge(lambda: world.credentials).channel(world.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="unreadable NetworkSpec"):
+                await ControlStub(channel).CreateNetwork(pb.CreateRequest(spec=b"\x81\xa4name\xa1\xf2"), timeout=10)
 
 
 async def test_an_old_token_is_worth_nothing_after_a_rotation(tmp_path: Path) -> None:

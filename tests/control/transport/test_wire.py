@@ -113,3 +113,10 @@ def test_unknown_kinds_and_magic():
         list(Frames(SEED, 100).feed(b"\0" * HEADER_BYTES))
     with pytest.raises(BadBytes, match="frame kind"):
         list(Frames(SEED, 100).feed(frame(99, b"", SEED)))
+
+
+def test_text_that_is_no_utf8_is_bad_bytes() -> None:
+    body = bytearray(HELLO)
+    body[body.index(b"c1")] = 0xF2
+    with pytest.raises(BadBytes, match="body"):
+        decode(Hello, bytes(body))
