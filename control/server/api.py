@@ -21,6 +21,7 @@ from control.dispatcher.managers import managers
 from control.lifecycle import Writer
 from control.lock import SALT_BYTES, backup_key_id, backup_sealer
 from control.model import (
+    Attachment,
     Cluster,
     ClusterSpec,
     Network,
@@ -38,7 +39,7 @@ from control.server import certificates, networks, nodes, services, users
 from control.server.filters import predicate
 from control.server.hop import LEADER
 from control.server.objects import spec_from_wire, to_wire
-from control.server.references import find, public_kind
+from control.server.references import Public, find, public_kind
 from control.server.refusal import Refusal, of_store
 from control.server.transact import Decisions, transact
 from control.server.watching import Told, Watching, message
@@ -376,7 +377,7 @@ def _remove_user(user: User) -> list[Change]:
     return [Delete(User, user.id, user.meta.version)]
 
 
-def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network | Service | Task | User:
+def _find(view: Snapshot, kind: str, reference: str) -> Public:
     match public_kind(kind):
         case cls if cls is Cluster:
             return find(view, Cluster, reference)
@@ -388,6 +389,8 @@ def _find(view: Snapshot, kind: str, reference: str) -> Cluster | Node | Network
             return find(view, Service, reference)
         case cls if cls is User:
             return find(view, User, reference)
+        case cls if cls is Attachment:
+            return find(view, Attachment, reference)
         case _:
             return find(view, Task, reference)
 

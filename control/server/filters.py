@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from control.lifecycle import DESIRED_STATES, TaskState
-from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task, User
+from control.model import KIND_OF, Attachment, Cluster, Network, Node, Object, Service, Task, User
 from control.server.references import find
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
@@ -57,6 +57,13 @@ _MATCHERS: dict[type[Object], dict[str, Matcher]] = {
         "desired-state": lambda task, v: task.desired_state.name.lower() == v,
     },
     User: {"name": lambda user, v: user.id.startswith(v)},
+    Attachment: {
+        "id": lambda attachment, v: attachment.id.startswith(v),
+        "name": lambda attachment, v: attachment.name.startswith(v),
+        "network": lambda attachment, v: attachment.network_id == v,
+        "node": lambda attachment, v: attachment.node_id == v,
+        "service": lambda attachment, v: attachment.service == v,
+    },
 }
 # Keys whose values are words of ours; anything else is a slip.
 _WORDS: dict[str, frozenset[str]] = {
@@ -87,10 +94,14 @@ def _value(snapshot: Snapshot, cls: type[Object], key: str, value: str) -> str:
     words = _WORDS.get(key)
     if words is not None and value not in words:
         raise Refusal("INVALID_ARGUMENT", f"filter {key}={value[:40]}: must be one of {', '.join(sorted(words))}")
-    if cls is Task and key in ("service", "node"):
-        try:
-            return find(snapshot, Service, value).id if key == "service" else find(snapshot, Node, value).id
-        except Refusal as refusal:
-            if refusal.code != "NOT_FOUND":
-                raise
+    try:
+        if cls is Task and key == "service":
+            return find(snapshot, Service, value).id
+        if key == "node":
+            return find(snapshot, Node, value).id
+        if key == "network":
+            return find(snapshot, Network, value).id
+    except Refusal as refusal:
+        if refusal.code != "NOT_FOUND":
+            raise
     return value  # also of a service that is gone while its last tasks are still here

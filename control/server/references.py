@@ -5,25 +5,27 @@ from __future__ import annotations
 from typing import TypeVar
 
 from control.lifecycle import is_terminal
-from control.model import KIND_OF, Cluster, Network, Node, Object, Service, Task, User
+from control.model import KIND_OF, Attachment, Cluster, Network, Node, Object, Service, Task, User
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task, User)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, User, Attachment)
+Public = Cluster | Node | Network | Service | Task | User | Attachment
 
 # What can be asked for over the API; resting addresses are the allocator's own business.
-PUBLIC: dict[str, type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task] | type[User]] = {
+PUBLIC: dict[str, type[Public]] = {
     "cluster": Cluster,
     "node": Node,
     "network": Network,
     "service": Service,
     "task": Task,
     "user": User,
+    "attachment": Attachment,
 }
 _LISTED = 5  # ambiguous ids shown in a refusal
 
 
-def public_kind(kind: str) -> type[Cluster] | type[Node] | type[Network] | type[Service] | type[Task] | type[User]:
+def public_kind(kind: str) -> type[Public]:
     """The class of a kind. Raises Refusal."""
     cls = PUBLIC.get(kind)
     if cls is None:
@@ -60,6 +62,8 @@ def _named(snapshot: Snapshot, cls: type[T], name: str) -> list[Object]:
         return _task_named(snapshot, name)
     if cls is Cluster:
         return [c for c in snapshot.all(Cluster) if c.spec.name == name]
+    if cls is Attachment:
+        return [a for a in snapshot.all(Attachment) if a.name == name]
     found = snapshot.by_name(cls, name)
     return [found] if found is not None else []
 

@@ -1,4 +1,4 @@
-"""`mesh attach` and `mesh detach`: containers of this machine that others than the cluster have started."""
+"""`mesh attach`, `mesh detach`, `mesh attachment`: containers that others than the cluster have started."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Sequence
 
 import click
 
+from control.model import Attachment, Network, Node
 from mesh.cli.complete import names
+from mesh.cli.lazy import AliasedGroup
+from mesh.cli.output import Listing, ListOptions, list_options, print_list
 from mesh.cli.session import Session, pass_session
+from mesh.cli.show.attachments import COLUMNS, MORE, attachment_rows, sorted_attachments
+from mesh.cli.show.names import down_nodes, node_names
+from mesh.cli.show.plain import record
 
 
 @click.command("attach")
@@ -65,3 +71,28 @@ def detach(session: Session, container: str, network: str) -> None:
     """
     for line in session.client().detach(container, network):
         click.echo(line)
+
+
+@click.group("attachment", cls=AliasedGroup)
+def attachment() -> None:
+    """Containers on networks of the cluster that others have started, on all nodes."""
+
+
+@attachment.command("ls")
+@list_options
+@pass_session
+def ls(session: Session, options: ListOptions) -> None:
+    """List them: those of "docker run --network", of labels, and of "mesh attach".
+
+    \b
+    Filters: id, name, network, node, service.
+    Examples:
+      mesh attachment ls
+      mesh attachment ls --filter network=web --format '{{.Name}} {{.Address}}'
+    """
+    client = session.client()
+    found = sorted_attachments(client.list(Attachment, options.filters))
+    nodes = client.list(Node) if found else []
+    networks = {network.id: network.spec.name for network in client.list(Network)} if found else {}
+    rows = attachment_rows(found, node_names(nodes), networks, down_nodes(nodes), no_trunc=options.no_trunc)
+    print_list(options, Listing(COLUMNS, rows, [record(one) for one in found], MORE))

@@ -20,6 +20,7 @@ import msgspec
 from control.model import (
     KIND_OF,
     KINDS,
+    Attachment,
     Cluster,
     ClusterSpec,
     Kind,
@@ -48,7 +49,7 @@ LEAVE_TIMEOUT_S = 120.0
 
 Filters = Mapping[str, Sequence[str]]
 Action = Literal["present", "created", "updated", "removed", "live"]
-T = TypeVar("T", Cluster, Node, Network, Service, Task, User)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, User, Attachment)
 X = TypeVar("X")
 
 _ACTIONS: dict[int, Action] = {
@@ -345,5 +346,5 @@ def _filters(filters: Filters | None) -> dict[str, pb.StringList]:
 def _decode(wire: pb.Object, cls: type[X]) -> X:
     try:
         return msgspec.msgpack.decode(wire.value, type=cls)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failure(f"meshd speaks another version than this mesh: {error}") from error

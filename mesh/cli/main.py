@@ -36,6 +36,7 @@ ENTRIES = {
     "network": Entry("mesh.cli.network:network", "Networks that reach over all nodes", OBJECTS),
     "service": Entry("mesh.cli.service:service", "Services: what should run, and under which name", OBJECTS),
     "task": Entry("mesh.cli.task:task", "Tasks: the running instances of services", OBJECTS),
+    "attachment": Entry("mesh.cli.attach:attachment", "Containers on networks that others have started", OBJECTS),
     "attach": Entry("mesh.cli.attach:attach", "Put a container of this machine on a network", OBJECTS),
     "detach": Entry("mesh.cli.attach:detach", "Take it off again", OBJECTS),
     "events": Entry("mesh.cli.events:events", "Follow what changes in the cluster", TOOLS),

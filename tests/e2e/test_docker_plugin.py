@@ -86,6 +86,8 @@ def test_docker_run_joins_the_network_and_is_found_from_everywhere(cluster: Clus
         cluster, "h1", "run", "--rm", "--network=web", "-p", "8081:80", BUSYBOX_IMAGE, "true"
     )
     assert "say which port" in refused(cluster, "h1", "run", "--rm", "--network=web", "-p", "80", BUSYBOX_IMAGE, "true")
+    listed = cluster.rows("{{.Name}}|{{.Node}}|{{.Network}}|{{.State}}", "attachment", "ls", "--filter", "network=web")
+    assert {("front", "h1", "web", "Ready"), ("caller", "h2", "web", "Ready")} <= {tuple(row) for row in listed}
     # Tasks and containers call each other.
     cluster.serve("plain", 1, "--network", "web")
     assert answered(cluster, "h2", "caller", "http://plain/") == {"plain.1"}
