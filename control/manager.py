@@ -19,6 +19,7 @@ from functools import partial
 import grpc
 
 from control import allocator, keymanager, orchestrator, scheduler, trust
+from control.ca.external import External
 from control.ca.root import CaError, Root
 from control.home import Home, HomeError, Seating
 from control.ids import IdSource
@@ -46,13 +47,14 @@ from control.server.membership import MembershipService
 from control.server.nodes import availability_of, with_lock
 from control.server.quorum import QuorumService, nobody_leads, survey
 from control.server.refusal import Refusal
+from control.server.signing import Signatures
 from control.spec import cluster_mistakes, is_hostname
 from control.store.backend import Backend
 from control.store.errors import NotLeader, Removed, StoreClosed, StoreError
 from control.store.store import Store
 from control.store.txn import Put
 from control.token import RANDOM_BYTES, make_token, secret_digest
-from control.trust import Trust, found
+from control.trust import Trust, found, found_outside
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,8 @@ class Manager:
         self._edge = edge
         self._leaders = Leaders(store, edge, self._nobody)
         control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go)
-        membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit, wall_ms)
+        signatures = Signatures(edge.credentials, wall_ms)
+        membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit, wall_ms, signatures)
         self.control = ForwardingControl(control, self._leaders, store)
         self.membership = ForwardingMembership(membership, self._leaders, store)
         self.trust = Trust(store, edge, audit, wall_ms)
@@ -156,11 +159,12 @@ class Manager:
         wall_ms: Callable[[], int],
         csr: bytes = b"",
         root: Root | None = None,
+        external: External | None = None,
     ) -> Bootstrapped:
         """Begin a new cluster in `home`, where there must be none, with this node as its manager.
 
         `address` is host:port of its API, as others reach it; `csr` asks for its certificate; `root` is an authority
-        that was brought along. Raises ManagerError.
+        that was brought along, `external` one that signs elsewhere. Raises ManagerError.
         """
         if mistakes := cluster_mistakes(spec):
             raise ManagerError("\n".join(mistakes))
@@ -174,7 +178,10 @@ class Manager:
         cluster_id, secret = new_id(), new_id()
         node_id = new_id()
         try:
-            founding = found(cluster_id, node_id, root, csr, wall_ms() / 1000, spec.certificate_life_s)
+            if external is not None:
+                founding = await found_outside(cluster_id, node_id, external, csr, wall_ms)
+            else:
+                founding = found(cluster_id, node_id, root, csr, wall_ms() / 1000, spec.certificate_life_s)
         except CaError as error:
             raise ManagerError(str(error)) from error
         node = Node(

@@ -506,6 +506,7 @@ class Authority(Value, frozen=True, kw_only=True):
     old_certificate: str = ""
     old_key: str = ""
     extra: tuple[str, ...] = ()  # roots of changes that were themselves replaced before they were done; still believed
+    url: str = ""  # of an external CA, which has the key then (control.ca.external)
 
 
 class User(Value, frozen=True, kw_only=True):

@@ -15,10 +15,23 @@ from google.protobuf.message import DecodeError
 
 from control.access import Caller
 from control.ca import rotation
+from control.ca.external import External, Order
 from control.ca.greeting import enrolment_address
 from control.ca.names import Holder
 from control.ca.requests import key_of_request
-from control.ca.root import NODE_LIFE_S, SERIAL_BYTES, CaError, Root, issue, key_digest, make_root, new_key, pem
+from control.ca.root import (
+    NODE_LIFE_S,
+    SERIAL_BYTES,
+    CaError,
+    Root,
+    digest,
+    issue,
+    key_digest,
+    load_root_certificate,
+    make_root,
+    new_key,
+    pem,
+)
 from control.decision import Decision
 from control.lifecycle import Writer
 from control.model import Authority
@@ -29,6 +42,7 @@ from control.server.enrolment import BACKLOG, EnrolmentServer
 from control.server.forward import ForwardingMembership
 from control.server.guard import Audit, Guard
 from control.server.refusal import Refusal
+from control.server.signing import Signatures
 from control.store.store import Store
 from control.store.tables import Snapshot
 
@@ -98,6 +112,19 @@ def found(
     key = key_of_request(csr)
     leaf = issue(root, Holder(cluster_id, "manager", node_id), key, now_s, os.urandom(SERIAL_BYTES), life_s)
     return Founding(authority, root.digest, key_digest(key), pem(leaf), rotation.bundle(authority))
+
+
+async def found_outside(
+    cluster_id: str, node_id: str, external: External, csr: bytes, wall_ms: Callable[[], int]
+) -> Founding:
+    """The authority of a cluster whose certificates an external CA signs. Raises CaError."""
+    root = load_root_certificate(external.root, wall_ms() / 1000)
+    authority = Authority(id=cluster_id, certificate=pem(root).decode(), key="", url=external.url)
+    order = Order(external.url, pem(root), Holder(cluster_id, "manager", node_id), csr)
+    signatures = Signatures(None, wall_ms)
+    await signatures.fetch(order)
+    key = key_digest(key_of_request(csr))
+    return Founding(authority, digest(root), key, signatures.take(order), rotation.bundle(authority))
 
 
 def decide(snapshot: Snapshot, _now_ms: int) -> Decision:

@@ -40,7 +40,7 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=credentials.roots.decode())
-    _load(context, credentials)
+    load_into(context, credentials)
     return context
 
 
@@ -50,7 +50,7 @@ def client_context(credentials: Credentials) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=credentials.roots.decode())
-    _load(context, credentials)
+    load_into(context, credentials)
     return context
 
 
@@ -59,7 +59,7 @@ def enrolment_server_context(credentials: Credentials) -> ssl.SSLContext:
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols([ALPN])
-    _load(context, credentials)
+    load_into(context, credentials)
     return context
 
 
@@ -88,8 +88,8 @@ def _context(side: ssl._SSLMethod) -> ssl.SSLContext:
     return context
 
 
-def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
-    """The library reads certificates from files only: from one that never has a name."""
+def load_into(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Show this certificate. The library reads certificates from files only: from one that never has a name."""
     descriptor = os.memfd_create("mesh-tls", os.MFD_CLOEXEC)
     try:
         data = memoryview(credentials.key + credentials.chain)

@@ -112,9 +112,15 @@ def issue(
 
 def load_root(certificate_pem: bytes, key_pem: bytes, now_s: float) -> Root:
     """A root that somebody brings (`--ca-cert`, `--ca-key`). Raises CaError, saying what is wrong with it."""
-    certificate, key = load_certificate(certificate_pem), load_key(key_pem)
+    certificate, key = load_root_certificate(certificate_pem, now_s), load_key(key_pem)
     if certificate.public_key() != key.public_key():
         raise CaError("the CA's key is not that of the CA's certificate")
+    return Root(certificate, key)
+
+
+def load_root_certificate(certificate_pem: bytes, now_s: float) -> x509.Certificate:
+    """One whose key is elsewhere. Raises CaError, saying what is wrong with it."""
+    certificate = load_certificate(certificate_pem)
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (x509.ExtensionNotFound, ValueError):
@@ -135,7 +141,7 @@ def load_root(certificate_pem: bytes, key_pem: bytes, now_s: float) -> Root:
         raise CaError(f"the CA's certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
     if now_s + LIFE_MIN_S > certificate.not_valid_after_utc.timestamp():
         raise CaError(f"the CA's certificate ends at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    return Root(certificate, key)
+    return certificate
 
 
 # --- bytes --------------------------------------------------------------------------------------------------------

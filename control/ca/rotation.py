@@ -43,7 +43,12 @@ def new_authority(cluster_id: str, root: Root) -> Authority:
 
 
 def signer(authority: Authority) -> Root:
-    """What signs now. Raises CaError if the record is damaged."""
+    """What signs now. Raises CaError if the record is damaged, or somebody else signs."""
+    if authority.url:
+        raise CaError(
+            f"the certificates of this cluster are signed by the external CA at {authority.url}: the cluster has no "
+            "key to sign with, and its root cannot be changed"
+        )
     crossed = load_certificate(authority.crossed.encode()) if authority.crossed else None
     return Root(load_certificate(authority.certificate.encode()), load_key(authority.key.encode()), crossed)
 

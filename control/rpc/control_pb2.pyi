@@ -1609,6 +1609,7 @@ class InitRequest(_message.Message):
     AVAILABILITY_FIELD_NUMBER: _builtins.int
     CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
     CA_KEY_FIELD_NUMBER: _builtins.int
+    EXTERNAL_CA_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     """host or host:port; empty: the only address of this machine"""
     data_address: _builtins.str
@@ -1620,6 +1621,8 @@ class InitRequest(_message.Message):
     """PEM both: a root that is brought along"""
     ca_key: _builtins.bytes
     """empty with an external CA"""
+    external_ca: _builtins.str
+    """https://…, which signs under ca_certificate"""
     def __init__(
         self,
         *,
@@ -1629,10 +1632,11 @@ class InitRequest(_message.Message):
         availability: _builtins.str = ...,
         ca_certificate: _builtins.bytes = ...,
         ca_key: _builtins.bytes = ...,
+        external_ca: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "data_address", b"data_address", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "availability", b"availability", "ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "data_address", b"data_address", "external_ca", b"external_ca", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

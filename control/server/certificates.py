@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from control.access import Caller
 from control.ca import rotation
+from control.ca.external import Order, Unsigned
 from control.ca.names import Holder
 from control.ca.requests import key_of_request
 from control.ca.root import (
@@ -31,6 +33,9 @@ from control.store.tables import Snapshot
 from control.store.txn import Change, Put
 from control.token import with_digest
 
+# Gives a certificate that an external CA has signed (control.server.signing). Raises Unsigned.
+Take = Callable[[Order], bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
@@ -49,8 +54,16 @@ def authority_of(snapshot: Snapshot) -> Authority:
     return found
 
 
-def certify(snapshot: Snapshot, node: Node, csr: bytes, now_s: float, random: bytes) -> Issued:
-    """A certificate for a node as it is to be now. Its key stays the one it has come with first. Raises Refusal."""
+def unsigned(order: Order) -> bytes:
+    """Where nothing was fetched of an external CA. Raises Unsigned."""
+    raise Unsigned(order)
+
+
+def certify(snapshot: Snapshot, node: Node, csr: bytes, now_s: float, random: bytes, take: Take = unsigned) -> Issued:
+    """A certificate for a node as it is to be now. Its key stays the one it has come with first.
+
+    Raises Refusal, and what `take` raises, which gives the certificate if the cluster does not sign itself.
+    """
     authority = authority_of(snapshot)
     try:
         key = key_of_request(csr)
@@ -61,8 +74,14 @@ def certify(snapshot: Snapshot, node: Node, csr: bytes, now_s: float, random: by
                 f'the key is not that of node "{node.description.hostname or node.id}": if the machine has lost its '
                 'own, use "mesh leave" on it, then join with a token',
             )
-        signer = rotation.signer(authority)
         holder = Holder(snapshot.cluster().id, node.spec.role, node.id)
+        if authority.url:
+            chain = take(Order(authority.url, authority.certificate.encode(), holder, csr))
+            certified = msgspec.structs.replace(
+                node, key_digest=found, issuer=issuer_of(authority.certificate.encode()), believes=1
+            )
+            return Issued(certified, chain, rotation.bundle(authority))
+        signer = rotation.signer(authority)
         leaf = issue(signer, holder, key, now_s, random, snapshot.cluster().spec.certificate_life_s)
     except CaError as error:
         raise Refusal("INVALID_ARGUMENT", str(error)) from error

@@ -22,6 +22,7 @@ from control.server.certificates import Issued, certify
 from control.server.hop import peer_address
 from control.server.managers import Enlistment, enlist
 from control.server.refusal import Refusal
+from control.server.signing import Signatures
 from control.server.transact import Decisions, transact
 from control.store.store import Store
 from control.store.tables import Snapshot
@@ -48,8 +49,10 @@ class MembershipService(MembershipServicer):
         store_kind: str,
         admit: Admit,
         wall_ms: Callable[[], int],
+        signatures: Signatures | None = None,
     ) -> None:
         """`store_kind`: where managers of this cluster keep its state ("disk", "etcd"); `admit` as `Roll.admit`."""
+        self._signatures = signatures or Signatures(None, wall_ms)
         self._wall_ms = wall_ms
         self._store, self._decisions, self._new_id = store, decisions, new_id
         self._store_kind, self._admit = store_kind, admit
@@ -80,12 +83,11 @@ class MembershipService(MembershipServicer):
             joined[:] = [nodes.join(view, asked, new_id, new_secret)]
             if not request.csr:  # not over the network: the door for newcomers insists on one
                 return joined[0].changes
-            issued[:] = [certify(view, joined[0].node, request.csr, now_s, serial)]
+            issued[:] = [certify(view, joined[0].node, request.csr, now_s, serial, self._signatures.take)]
             others = [change for change in joined[0].changes if not _is_of(change, joined[0].node)]
             return [Put(issued[0].node), *others]
 
-        async with self._decisions:
-            await transact(self._store, decide, Writer.ORCHESTRATOR)
+        await self._signatures.decided(lambda: self._transact(decide))
         view = self._store.view()
         return pb.JoinReply(
             node_id=joined[0].node.id,
@@ -121,12 +123,15 @@ class MembershipService(MembershipServicer):
                 node = view.get(Node, request.node_id)
                 if node is None:
                     raise Refusal("UNAUTHENTICATED", "this node is not a member of the cluster (any more)")
-                issued[:] = [certify(view, node, request.csr, now_s, serial)]
+                issued[:] = [certify(view, node, request.csr, now_s, serial, self._signatures.take)]
                 return [Put(issued[0].node)] if issued[0].node != node else []
 
-            async with self._decisions:
-                await transact(self._store, decide, Writer.ORCHESTRATOR)
+            await self._signatures.decided(lambda: self._transact(decide))
             return pb.RenewReply(certificate=issued[0].chain, roots=issued[0].roots)
+
+    async def _transact(self, decide: Callable[[Snapshot], Iterable[Change]]) -> None:
+        async with self._decisions:
+            await transact(self._store, decide, Writer.ORCHESTRATOR)
 
     async def Enlist(self, request: pb.EnlistRequest, context: Context) -> pb.EnlistReply:
         async with answering(context):
