@@ -100,8 +100,15 @@ def rotate(
     click.echo(reply.digest)
 
 
-def own_root(ca_cert: BinaryIO | None, ca_key: BinaryIO | None) -> tuple[bytes, bytes]:
-    """What is in the files of a root that a user brings: PEM both; empty without. Raises Failure."""
+def own_root(ca_cert: BinaryIO | None, ca_key: BinaryIO | None, *, external: str = "") -> tuple[bytes, bytes]:
+    """What is in the files of a root that a user brings: PEM both; empty without. Raises Failure.
+
+    An `external` CA has the key itself.
+    """
+    if external:
+        if ca_cert is None or ca_key is not None:
+            raise Failure("--external-ca needs --ca-cert, its root, and no --ca-key", ExitCode.USAGE)
+        return ca_cert.read(PEM_MAX_BYTES + 1), b""
     if (ca_cert is None) != (ca_key is None):
         raise Failure("--ca-cert and --ca-key come together", ExitCode.USAGE)
     certificate, key = (file.read(PEM_MAX_BYTES + 1) if file is not None else b"" for file in (ca_cert, ca_key))

@@ -45,6 +45,7 @@ _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 @click.option("--cert-expiry", type=DURATION, help="How long nodes' certificates last. [2160h]")
 @click.option("--ca-cert", type=click.File("rb"), metavar="FILE", help="A root of your own, PEM. Default: a new one.")
 @click.option("--ca-key", type=click.File("rb"), metavar="FILE", help="Its key, PEM, without a passphrase.")
+@click.option("--external-ca", metavar="URL", default="", help="Certificates are signed there, under --ca-cert.")
 @click.option("--autolock", is_flag=True, help="Managers that start need a key, which is printed.")
 @click.option("--availability", type=_AVAILABILITY, default="active", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Only the node's id.")
@@ -64,6 +65,7 @@ def init(
     cert_expiry: float | None,
     ca_cert: BinaryIO | None,
     ca_key: BinaryIO | None,
+    external_ca: str,
     autolock: bool,
     availability: str,
     quiet: bool,
@@ -75,6 +77,7 @@ def init(
       mesh init
       mesh init --advertise-addr 10.0.0.1
       mesh init --ca-cert root.pem --ca-key root.key --autolock
+      mesh init --ca-cert root.pem --external-ca https://ca.example.com:8888/api/v1/cfssl/sign
       mesh init --advertise-addr eth1 --dispatcher-heartbeat 1s --default-addr-pool 10.64.0.0/12
     """
     client = session.client()  # before the generated code, so that a missing daemon is told first
@@ -92,7 +95,7 @@ def init(
         "autolock": autolock or None,
         "certificate_life_s": cert_expiry,
     }
-    certificate, key = own_root(ca_cert, ca_key)
+    certificate, key = own_root(ca_cert, ca_key, external=external_ca)
     spec = msgspec.structs.replace(ClusterSpec(), **{key: value for key, value in given.items() if value is not None})
     reply = client.init(
         pb.InitRequest(
@@ -102,6 +105,7 @@ def init(
             availability=availability,
             ca_certificate=certificate,
             ca_key=key,
+            external_ca=external_ca,
         )
     )
     if quiet:

@@ -3,6 +3,7 @@ user's. No tasks."""
 
 from __future__ import annotations
 
+from control.ca.external import External, check_url
 from control.ca.greeting import BadFrame, enrolment_address
 from control.ca.root import CaError, Root, load_root
 from control.ca.verify import check_root
@@ -14,11 +15,20 @@ from mesh.daemon.local import StateError
 
 def brought_root(request: pb.InitRequest, now_s: float) -> Root | None:
     """An authority that the user of `mesh init` brings; None: the cluster makes its own. Raises CaError."""
-    if not request.ca_certificate and not request.ca_key:
+    if request.external_ca or not (request.ca_certificate or request.ca_key):
         return None
     root = load_root(request.ca_certificate, request.ca_key, now_s)
     check_root(root, now_s)
     return root
+
+
+def external_ca(request: pb.InitRequest) -> External | None:
+    """A CA elsewhere that is to sign; None: the cluster signs itself. Raises CaError."""
+    if not request.external_ca:
+        return None
+    if mistake := check_url(request.external_ca):
+        raise CaError(mistake)
+    return External(request.external_ca, request.ca_certificate)
 
 
 async def ask_to_join(managers: list[str], believe: Believe, request: pb.JoinRequest) -> pb.JoinReply:

@@ -47,7 +47,7 @@ from mesh.config import Config
 from mesh.daemon import identity as identities
 from mesh.daemon.doorman import Doorman
 from mesh.daemon.identity import Identity, IdentityError
-from mesh.daemon.joining import ask_to_join, brought_root
+from mesh.daemon.joining import ask_to_join, brought_root, external_ca
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.locker import LOCKED, Locker, LockerError, open_vault
 from mesh.daemon.managing import Managing
@@ -417,6 +417,7 @@ class Node:
                     wall_ms=self._wall_ms,
                     csr=await self.papers.request(),
                     root=brought_root(request, self._wall_ms() / 1000),
+                    external=external_ca(request),
                 )
                 await self.papers.keep(made.chain, made.roots)
             except (CaError, ManagerError, CredentialsError) as error:

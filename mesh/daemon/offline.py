@@ -24,7 +24,8 @@ from pathlib import Path
 import msgspec
 
 from control.ca.disk import CredentialsError
-from control.ca.root import SERIAL_BYTES
+from control.ca.external import Unsigned
+from control.ca.root import SERIAL_BYTES, CaError
 from control.home import DiskHome, HomeError, home_of
 from control.ids import IdSource
 from control.lock import UNLOCK_KEY_MAX, LockError, backup_sealer, backup_version
@@ -32,6 +33,7 @@ from control.model import Cluster, Node
 from control.quorum.seat import recover
 from control.server.certificates import certify
 from control.server.refusal import Refusal
+from control.server.signing import Signatures
 from control.store.aesgcm import Keys
 from control.store.backup import Backup, key_of_backup, read_backup, restore
 from control.store.errors import Damaged, StoreError
@@ -51,6 +53,7 @@ COMMANDS = ("restore", "recover")
 
 
 _REFUSALS = (
+    CaError,
     CredentialsError,
     HomeError,
     IdentityError,
@@ -227,7 +230,13 @@ def _certified(own: Node, backup: Backup, papers: Papers) -> Node:
     objects = (decode(row.kind, row.blob) for row in backup.state.rows.values())
     snapshot = Snapshot.of(objects, backup.state.version)
     csr = asyncio.run(papers.request())
-    issued = certify(snapshot, own, csr, time.time_ns() / 1e9, secrets.token_bytes(SERIAL_BYTES))
+    serial = secrets.token_bytes(SERIAL_BYTES)
+    try:
+        issued = certify(snapshot, own, csr, _wall_s(), serial)
+    except Unsigned as missing:
+        signatures = Signatures(None, lambda: time.time_ns() // 1_000_000)
+        asyncio.run(signatures.fetch(missing.order))
+        issued = certify(snapshot, own, csr, _wall_s(), serial, signatures.take)
     asyncio.run(papers.keep(issued.chain, issued.roots))
     return issued.node
 
