@@ -40,7 +40,9 @@ def save(path: Path, assignments: Assignments) -> None:
     """Write the records. Raises OSError; what was there before is then still there."""
     rows = [_Row(_kind_of(record), encode(record)) for record in assignments.records.values()]
     temporary = path.with_suffix(".new")
-    with open(temporary, "wb") as file:
+    # They hold gossip's keys, and what tasks are started with: not for others, whatever the directory's mode.
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(msgspec.msgpack.encode(rows))
         file.flush()
         os.fsync(file.fileno())
