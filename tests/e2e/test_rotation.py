@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -97,3 +99,39 @@ def test_a_cluster_of_a_root_that_was_brought(bare_lab: Lab, tmp_path: Path) -> 
     # Roots of one's own are taken back, too.
     assert cluster.mesh("ca", "rotate", "--timeout", "50").returncode == 0
     cluster.until("h2 has its session", lambda: cluster.connected("h2"))
+
+
+@pytest.mark.hosts(3)
+def test_an_external_ca_signs_for_all(bare_lab: Lab, tmp_path: Path) -> None:
+    certificate, key = corporate_root(tmp_path)
+    program = str(Path(__file__).parents[1] / "cfssl.py")
+    command, environment = bare_lab.command("h1", [sys.executable, program, certificate, key, bare_lab.address("h1")])
+    environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+    cluster = Cluster(bare_lab, tuple(bare_lab.hosts()))
+    refused = cluster.mesh("init", "--ca-cert", certificate, "--external-ca", "https://127.0.0.1:1/", check=False)
+    assert "the external CA at https://127.0.0.1:1/ does not answer" in refused.stderr
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            assert url.startswith("https://10.66.0.11:"), url
+            cluster.mesh("init", "--ca-cert", certificate, "--external-ca", url, "--dispatcher-heartbeat", "500ms")
+            for host, role in (("h2", "worker"), ("h3", "manager")):
+                token = cluster.mesh("token", "show", role, "-q").stdout.strip()
+                cluster.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host=host)
+            cluster.until("all nodes are ready", cluster.ready)
+            cluster.mesh("node", "promote", "h2")
+            cluster.until("h2 has a manager's certificate", lambda: voters(cluster) == {"h1", "h2", "h3"})
+            refused = cluster.mesh("ca", "rotate", check=False)
+            assert "are signed by the external CA at https://10.66.0.11:" in refused.stderr
+        finally:
+            assert server.stdin is not None
+            server.stdin.close()
+            server.wait(30)
+    token = cluster.mesh("token", "show", "worker", "-q").stdout.strip()
+    cluster.mesh("leave", "--force", host="h3")
+    refused = cluster.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host="h3", check=False)
+    assert "does not answer" in refused.stderr
+    cluster.mesh("network", "create", "web")
