@@ -149,14 +149,21 @@ class Core:
 
     def tick(self, now: float) -> None:
         """Time has passed. After all messages that have come: a process that was held up shall not mistake its own
-        delay for a silent leader. For the same reason missed ticks are not made up, only counted."""
+        delay for a silent leader. For the same reason only so many missed ticks are made up as pass between two
+        heartbeats, at most one of which was not to be read yet; others are only counted. (If none were, processes that
+        are held up again and again would take several times as long to find a leader: decision 0030.)"""
         if now < self._next_tick:
             return
-        s = self._s
-        interval = s.options.tick_s
+        interval = self._s.options.tick_s
         missed = int((now - self._next_tick) / interval)
-        self._late_ticks += missed
+        made_up = min(missed, self._s.options.heartbeat_ticks)
+        self._late_ticks += missed - made_up
         self._next_tick += interval * (missed + 1)
+        for _ in range(1 + made_up):
+            self._tick()
+
+    def _tick(self) -> None:
+        s = self._s
         s.ticks += 1
         s.elapsed += 1
         if s.ticks % s.options.heartbeat_ticks == 0:

@@ -19,6 +19,9 @@ from control.store.record import SnapshotMeta
 # A member that had better not lead (its disk is nearly full) waits so many election timeouts longer than the others;
 # it is still better than no leader.
 RELUCTANCE = 3
+# A campaign is given up after this part of an election time, and up to a whole one more: half a second with the usual
+# options, a few round trips between far machines and a slow sync.
+UNDECIDED = 3
 NEVER = -(1 << 62)  # a tick
 # Readys that the disk has not ended. While it hangs, answers that wait for it are dropped: they would be out of date.
 IN_FLIGHT_MAX = 1024
@@ -170,10 +173,14 @@ class State:
         self.draw_timeout()
 
     def draw_timeout(self) -> None:
-        """A fresh election timeout begins: one to two election times, so that seldom two campaign at once."""
+        """A fresh election timeout begins: one to two election times, so that seldom two campaign at once.
+
+        Less for an election to be decided: when two of them have split the votes, nobody is any wiser for waiting.
+        """
         span = self.options.election_ticks
         self.elapsed = 0
-        self.timeout = span + self.rng.randrange(span) + (RELUCTANCE * span if self.reluctant else 0)
+        least = span // UNDECIDED if self.role in (Role.PRE_CANDIDATE, Role.CANDIDATE) else span
+        self.timeout = least + self.rng.randrange(span) + (RELUCTANCE * span if self.reluctant else 0)
 
     def in_lease(self) -> bool:
         """Whether a leader is alive as far as known: then it is not voted out (thesis 6, 9.6; case 6).

@@ -1,14 +1,15 @@
 """What a transcript cannot show: messages nobody would send, and writes that overtake each other."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
 from control.raft import messages
 from control.raft.configuration import Configuration, Member
 from control.raft.core import Core
-from control.raft.messages import Append, AppendReply, Heartbeat, Vote, VoteReply, ends, size_bytes, urgent
-from control.raft.ready import Inconsistent, Kind, Options, Restored, bootstrap
+from control.raft.messages import Append, AppendReply, Heartbeat, PreVote, Vote, VoteReply, ends, size_bytes, urgent
+from control.raft.ready import Inconsistent, Kind, Options, Restored, Role, bootstrap
 from control.store.record import Entry, HardState
 from control.transport.codec import StructCodec
 
@@ -103,14 +104,44 @@ def test_a_second_change_proves_the_first():
     assert c.status().commit == 2
 
 
-def test_missed_ticks_are_counted_and_not_made_up():
+def test_a_long_hold_up_is_counted_and_not_made_up_but_for_a_heartbeats_time():
     c = core([1], 1)
     c.tick(1.0)
     c.tick(50.5)
-    assert c._s.ticks == 2
-    assert c.status().late_ticks == 48
+    assert c._s.ticks == 3
+    assert c.status().late_ticks == 47
     assert c.deadline() == 51.0
     assert c.ready() is None, "no campaign: the silence was this member's own"
+
+
+def test_short_hold_ups_do_not_stretch_an_election():
+    """One tick of two is missed all the time: the silence of the leader is as long as the clock says."""
+    c = core([1], 1)
+    now = 1.0
+    c.tick(now)
+    while c.status().soft.role is Role.FOLLOWER:
+        now += 2.0
+        c.tick(now)
+    assert c._s.ticks == now
+    assert c.status().late_ticks == 0
+    assert now <= 2 * c._s.options.election_ticks + 1
+
+
+def test_an_election_that_is_not_decided_is_tried_again_soon():
+    c = core([1], 1)
+    now, campaigns = 0.0, []
+    while len(campaigns) < 30:
+        now += 1.0
+        c.tick(now)
+        ready = c.ready()
+        if ready is not None and any(isinstance(m, PreVote) for m in ready.messages):
+            campaigns.append(now)
+    span = c._s.options.election_ticks
+    assert span <= campaigns[0] < 2 * span
+    pauses = [b - a for a, b in pairwise(campaigns)]
+    assert min(pauses) >= span // 3
+    assert max(pauses) < span // 3 + span
+    assert len(set(pauses)) > 3, "drawn anew each time"
 
 
 def test_messages_to_others_and_of_the_removed_are_dropped():
