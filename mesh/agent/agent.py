@@ -110,12 +110,13 @@ class Agent:
         dns_listen: tuple[str, int] | None = None,
     ) -> None:
         self.identity = identity
+        self.gossip: Gossip | None = None
         self._dns_listen = dns_listen
         self._doors, self._netns_dir, self._wall_ms = doors, netns_dir, wall_ms
         self._file = state_dir / "assignments"
         self.session = Session(identity.node_id, identity.secret, identity.data_address, description)
         self.connection = Connection(
-            self.session, identity.managers, self._assigned, random.Random(), doors.edge, identity.hints
+            self.session, identity.managers, self._assigned, random.Random(), doors.edge, self.hints
         )
         self.logs = LogSender(state_dir, doors.edge, lambda: self.connection.address)
         self.tasks = Tasks()
@@ -125,7 +126,6 @@ class Agent:
         names = doors.name_server
         metrics.table("meshd_dns_total", "What the name server did", lambda: names.status().counters)
         metrics.table("meshd_dns", "What the name server holds", lambda: names.status().levels, kind="gauge")
-        self.gossip: Gossip | None = None
         self.rumoured = asyncio.Event()  # set whenever gossip says something else
         if doors.gossip is not None:
             heard = self._rumoured
@@ -186,6 +186,10 @@ class Agent:
             await self.gossip.leave()
         await self.reconciler.apply_once()
         self._file.unlink(missing_ok=True)
+
+    def hints(self) -> tuple[str, ...]:
+        """Where managers may be besides where they have said themselves."""
+        return (*self.identity.hints, *(self.gossip.managers() if self.gossip is not None else ()))
 
     def _rumoured(self) -> None:
         self.rumoured.set()

@@ -44,7 +44,7 @@ class Connection:
         changed: Callable[[], None],
         random_source: random.Random,
         edge: Edge,
-        hints: tuple[str, ...] = (),
+        hints: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
         """`changed` is called after each message that changed the assignments; `hints`: where else managers may be."""
         self._hints = hints
@@ -105,7 +105,7 @@ class Connection:
         """Whom to try: the leader if somebody has named it, else each of the managers once, in any order."""
         if self._leader:
             return self._leader
-        places = dict.fromkeys((*self.managers, *self._hints))
+        places = dict.fromkeys((*self.managers, *self._hints()))
         self._untried = [address for address in self._untried if address in places]
         if not self._untried:
             self._untried = list(places)

@@ -24,7 +24,7 @@ from gossip.delegate import Address
 from gossip.endpoints import EndpointError, Health, TaskState
 from gossip.keyring import handover
 from gossip.serf.ports import Refused
-from mesh.agent.rumours import NODE_TAG, RumourBook
+from mesh.agent.rumours import MANAGER_TAG, NODE_TAG, RumourBook
 from mesh.agent.view import Assignments, LocalTask, Rumours
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Gossip:
         self._book = RumourBook()
         self._assignments = Assignments()
         self._tasks: Mapping[str, LocalTask] = {}
+        self._manager = ""  # where this node answers as a manager
         self._news = asyncio.Event()
         self._seeds: frozenset[Address] = frozenset()
         self._keys: tuple[bytes, ...] = ()  # as the managers want them
@@ -68,6 +69,16 @@ class Gossip:
     def rumours(self) -> Rumours:
         """What gossip says now."""
         return self._book.rumours()
+
+    def managers(self) -> tuple[str, ...]:
+        """Where managers say that they answer, IP:port."""
+        return self._book.managers()
+
+    def answer_at(self, address: str) -> None:
+        """This node is a manager, and its API is there; "": it is none."""
+        if address != self._manager:
+            self._manager = address
+            self._news.set()
 
     def troubles(self) -> tuple[str, ...]:
         """What is wrong, for `mesh status`: not in gossip though it should be, or links that UDP does not cross."""
@@ -126,7 +137,7 @@ class Gossip:
             AgentSettings(
                 name=self._name(me),
                 address=Address(self._data_address, settings.gossip_port),
-                tags={NODE_TAG: self._node_id},
+                tags=self._tags({NODE_TAG: self._node_id}),
                 keys=_keys(settings),
                 snapshot=self._snapshot,
                 endpoints=True,
@@ -161,6 +172,11 @@ class Gossip:
             log.warning("not in gossip", extra={"reason": sentence})
         self.error = sentence
 
+    def _tags(self, before: Mapping[str, str]) -> dict[str, str]:
+        """With what this node is as a manager; what operators set by Serf's RPC stays."""
+        kept = {tag: value for tag, value in before.items() if tag != MANAGER_TAG}
+        return kept | ({MANAGER_TAG: self._manager} if self._manager else {})
+
     def _name(self, me: Peer) -> str:
         """The node's name; with its number if an older node has that name, since gossip's names are unique."""
         others = (p for p in self._assignments.of("peer", Peer) if p.name == me.name and p.number < me.number)
@@ -172,6 +188,7 @@ class Gossip:
         agent, settings = self.agent, self._assignments.settings()
         if settings is not None and settings.gossip_keys:
             self._change_keys(agent, _keys(settings))
+        self._say_where(agent)
         port = settings.gossip_port if settings is not None else 0
         peers = self._assignments.of("peer", Peer)
         seeds = frozenset(Address(p.data_address, port) for p in peers if p.data_address and p.node_id != self._node_id)
@@ -182,6 +199,15 @@ class Gossip:
             agent.set_local_endpoints(dict(self._served()))
         except EndpointError as error:
             self._fail(str(error))
+
+    def _say_where(self, agent: Agent) -> None:
+        tags = self._tags(agent.tags())
+        if tags == dict(agent.tags()):
+            return
+        try:
+            agent.set_tags(tags)
+        except Refused as error:  # operators have set so many that there is no room
+            self._fail(f"cannot say in gossip that this node is a manager: {error}")
 
     def _change_keys(self, agent: Agent, wanted: tuple[bytes, ...]) -> None:
         """Follow the managers' keys in steps. What operators do by Serf's RPC stays until the managers want another."""

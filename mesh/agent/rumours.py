@@ -2,7 +2,8 @@
 
 Members are known to gossip by name and to the managers by id: a member that is a node carries its id in the tag
 NODE_TAG. Others are strangers: machines that run a stock Serf agent. A shared gossip key gives no identity: what is
-said here only qualifies what the managers have placed on the node that says it.
+said here only qualifies what the managers have placed on the node that says it. Where a manager says that it answers
+(MANAGER_TAG) is a hint for who does not know any other place; who answers there has to show its certificate.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from gossip.endpoints import EndpointChange, Health, Snapshot, task_key
 from gossip.serf.roster import Kind, MemberChange, SerfMember, Status
 from mesh.agent.view import Liveness, Rumours, Said, Told
 
 NODE_TAG = "_node"
+MANAGER_TAG = "_manager"  # IP:port of its API
+# Places to try besides those that managers have named: more than any cluster has managers.
+MANAGERS_MAX = 16
 # Weights of gossip are out of 100 as usual; balancers take small numbers.
 USUAL_WEIGHT = 100
 # Tasks remembered as gone, for each owner: those of some minutes on a busy node. The managers know them by then.
@@ -77,6 +82,12 @@ class RumourBook:
         self._owners[owner] = Owner(after, dict.fromkeys(kept))
         return True
 
+    def managers(self) -> tuple[str, ...]:
+        """Where managers that are alive say that they answer, IP:port."""
+        alive = (member for member in self._members.values() if _liveness(member) == "alive")
+        said = {member.tags.get(MANAGER_TAG, "") for member in alive if member.tags.get(NODE_TAG)}
+        return tuple(sorted(address for address in said if _is_address(address))[:MANAGERS_MAX])
+
     def rumours(self) -> Rumours:
         """As `compile` wants it."""
         nodes: dict[str, Liveness] = {}
@@ -97,6 +108,15 @@ def _liveness(member: SerfMember) -> Liveness:
     if member.status in (Status.ALIVE, Status.LEAVING):
         return "suspect" if member.suspect or member.status is Status.LEAVING else "alive"
     return "dead"
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    try:
+        ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
 
 
 def _matters(member: SerfMember) -> tuple[str, str, str]:

@@ -191,6 +191,7 @@ class Node:
                     self._wall_ms,
                     self.config.dns_address(),
                 )
+                self._say_where(self._agent)
                 group.create_task(self._agent.run())
                 if self.plugin is not None:
                     group.create_task(self.plugin.run(self._agent))
@@ -254,8 +255,15 @@ class Node:
                     managers=agent.connection.managers,
                 )
             )
+            self._say_where(agent)
             managing.reconsider()
             renewal.reconsider(asked=agent.connection.renew)
+
+    def _say_where(self, agent: Agent) -> None:
+        """In gossip, where this node answers as a manager."""
+        own = self._own()
+        if agent.gossip is not None:
+            agent.gossip.answer_at(own.address if own.role == "manager" else "")
 
     async def _follow_executors(self, agent: Agent, description: NodeDescription) -> None:
         """Tell the managers when an engine for containers has come, or has been away for some time; and new keys."""
@@ -322,8 +330,9 @@ class Node:
         """Where managers are, best known first."""
         if self.identity is None:
             return ()
-        told = self._agent.connection.managers if self._agent is not None else ()
-        return tuple(dict.fromkeys((*(told or self.identity.managers), *self.config.managers)))
+        if self._agent is None:
+            return tuple(dict.fromkeys((*self.identity.managers, *self.config.managers)))
+        return tuple(dict.fromkeys((*self._agent.connection.managers, *self._agent.hints())))
 
     def info(self) -> pb.InfoReply:
         """What `mesh status` shows of this node."""

@@ -179,6 +179,32 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
         lab.down()
 
 
+@pytest.mark.timeout(300)
+def test_managers_that_all_move_find_each_other_through_those_who_stay() -> None:
+    """No place is configured. Gossip knows where the others are, and there it is said who is a manager, and where."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lab = Lab(f"roam{os.getpid()}")
+    new = {f"h{number}": f"10.66.0.2{number}" for number in (1, 2)}
+    try:
+        lab.up(3, MESHD)
+        cluster = managed(lab, managers=2)
+        for host in new:
+            lab.stop_daemon(host)
+        for host, address in new.items():
+            move = f"ip address del {lab.address(host)}/24 dev eth0 && ip address add {address}/24 dev eth0"
+            done = lab.exec(host, ["sh", "-c", f"{move} && ip route replace default via 10.66.0.1"])
+            assert done.returncode == 0, done.stderr
+        for host in new:
+            lab.start_daemon(host)
+        cluster.until("a manager leads", lambda: leader(cluster, "h1") != "", 120)
+        cluster.until("all are ready", cluster.ready, 120)
+        assert {str(row["Address"]) for row in rows(cluster)} == {f"{new[h]}:7377" for h in ("h1", "h2")}
+        cluster.mesh("network", "create", "more", host="h2")
+    finally:
+        lab.down()
+
+
 @pytest.mark.timeout(150)
 def test_all_machines_get_other_addresses() -> None:
     """Who a manager is, is its id; where they may be found is a hint in the configuration."""

@@ -66,7 +66,7 @@ async def serving(count: int) -> AsyncIterator[list[Fake]]:
 @contextlib.asynccontextmanager
 async def connecting(*managers: str, hints: tuple[str, ...] = ()) -> AsyncIterator[tuple[Connection, Session]]:
     session = Session("n", "secret", "192.0.2.1", NodeDescription(hostname="h"))
-    connection = Connection(session, managers, lambda: None, random.Random(1), Edge(), hints)
+    connection = Connection(session, managers, lambda: None, random.Random(1), Edge(), lambda: hints)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(connection.run())
         try:

@@ -13,6 +13,7 @@ import pytest
 from control.assignment import Peer, Settings
 from gossip.keyring import HANDOVER_STEP_S, handover
 from mesh.agent.gossip import Gossip, GossipDoor
+from mesh.agent.rumours import MANAGER_TAG, NODE_TAG
 from mesh.agent.view import Assignments
 from tests.gossip.network import LoneNetwork, lone
 
@@ -102,6 +103,24 @@ async def test_what_operators_do_stays_until_the_managers_want_something_else(tm
         gossip.follow(told(OLD))
         await asyncio.sleep(0.05)
         assert gossip.agent.ring.keys == (OLD, OTHER)
+
+
+async def test_a_manager_says_where_it_answers(tmp_path: Path) -> None:
+    async with taking_part(tmp_path) as gossip:
+        gossip.answer_at("10.66.0.11:7377")
+        gossip.follow(told(OLD))
+        await ring(gossip, OLD)
+        assert gossip.agent is not None
+        assert gossip.managers() == ("10.66.0.11:7377",)
+        gossip.agent.set_tags({**gossip.agent.tags(), "rack": "7"})  # an operator, by Serf's RPC
+        for address in ("10.66.0.99:7377", ""):
+            gossip.answer_at(address)
+            async with asyncio.timeout(60):
+                while gossip.agent.tags().get(MANAGER_TAG, "") != address:
+                    await asyncio.sleep(0.01)
+            assert gossip.managers() == tuple(filter(None, (address,)))
+        assert gossip.agent.tags()["rack"] == "7"
+        assert gossip.agent.tags()[NODE_TAG] == "n1"
 
 
 async def test_keys_that_are_none_are_told_in_a_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from gossip.delegate import Address
 from gossip.endpoints import EndpointChange, Health, Snapshot, TaskState, task_key
 from gossip.serf.roster import Kind, MemberChange, SerfMember, Status
-from mesh.agent.rumours import GONE_MAX, NODE_TAG, RumourBook
+from mesh.agent.rumours import GONE_MAX, MANAGER_TAG, MANAGERS_MAX, NODE_TAG, RumourBook
 from mesh.agent.view import Told
 
 
@@ -94,3 +94,28 @@ def test_tasks_of_a_stranger_are_nobodys() -> None:
     heard(book, node="")
     book.receive(EndpointChange("h2", None, snapshot(1, a=Health.READY)))
     assert book.rumours().tasks == {}
+
+
+def manager(name: str, address: str, status: Status = Status.ALIVE, **tags: str) -> SerfMember:
+    return SerfMember(name, Address("10.66.0.12", 7946), {MANAGER_TAG: address, **tags}, status, b"")
+
+
+def test_where_managers_say_that_they_answer() -> None:
+    book = RumourBook()
+    for said in (
+        manager("h1", "10.66.0.11:7377", _node="n1"),
+        manager("h2", "[fd00::2]:7377", _node="n2"),
+        manager("dead", "10.66.0.13:7377", Status.FAILED, _node="n3"),
+        manager("stranger", "10.66.0.14:7377"),
+        *(
+            manager(f"bad{i}", address, _node=f"b{i}")
+            for i, address in enumerate(
+                ("", "x", "unix:/run/x", "example.org:7377", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:70000", "10.0.0.1:²")
+            )
+        ),
+    ):
+        book.receive(MemberChange(Kind.JOIN, said))
+    assert book.managers() == ("10.66.0.11:7377", "[fd00::2]:7377")
+    for i in range(50):
+        book.receive(MemberChange(Kind.JOIN, manager(f"m{i}", f"10.66.1.{i}:7377", _node=f"m{i}")))
+    assert len(book.managers()) == MANAGERS_MAX
