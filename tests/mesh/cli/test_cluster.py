@@ -56,6 +56,17 @@ def test_init_with_a_root_of_ones_own(mesh: Mesh, tmp_path: Path) -> None:
     assert (spec.certificate_life_s, spec.autolock) == (86400.0, True)
 
 
+def test_init_with_an_external_ca(mesh: Mesh, tmp_path: Path) -> None:
+    certificate = tmp_path / "root.pem"
+    certificate.write_text("certificate")
+    assert mesh("init", "--external-ca", "https://ca/sign").code == 2
+    both = mesh("init", "--external-ca", "https://ca/sign", "--ca-cert", str(certificate), "--ca-key", str(certificate))
+    assert both.code == 2
+    mesh.ok("init", "-q", "--external-ca", "https://ca/sign", "--ca-cert", str(certificate))
+    (request,) = mesh.daemon.requests("Init")
+    assert (request.external_ca, request.ca_certificate, request.ca_key) == ("https://ca/sign", b"certificate", b"")
+
+
 def test_join(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh.daemon.info.role = "worker"
     out = mesh.ok(
