@@ -6,6 +6,7 @@ certificates.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from control.lifecycle import Writer
 from control.model import Authority
 from control.rpc import control_pb2 as pb
 from control.server.certificates import finish_change, standing
+from control.server.doorkeeper import Doorkeeper
 from control.server.edge import Edge, ListenError
 from control.server.enrolment import BACKLOG, EnrolmentServer
 from control.server.forward import ForwardingMembership
@@ -67,20 +69,26 @@ class Trust:
         self.secure = edge.credentials is not None
         self._membership: ForwardingMembership | None = None
         self._door: EnrolmentServer | None = None
+        self._doorkeeper: Doorkeeper | None = None
         self._socket: socket.socket | None = None
 
     def listen(self, api: str, membership: ForwardingMembership) -> None:
         """Open the door beside the API, which is at host:port. Raises ListenError."""
         if self._credentials is None:
             return
+        self._doorkeeper = Doorkeeper(int(api.rpartition(":")[2]))
+        self.guard.proved = self._doorkeeper.proved
         address = enrolment_address(api)
         self._membership, self._socket = membership, _listen(address)
         self._door = EnrolmentServer(self._socket, self._credentials, self._decide)
 
     async def run(self) -> None:
         """Let newcomers in, until cancelled; returns at once where there is no door."""
-        if self._door is not None:
-            await self._door.run()
+        if self._door is None or self._doorkeeper is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._door.run())
+            group.create_task(self._doorkeeper.run())
 
     def close(self) -> None:
         """Let go of the port. Idempotent."""

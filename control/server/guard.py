@@ -48,6 +48,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, standing: Standing, audit: Audit, *, secure: bool) -> None:
         self._standing, self._audit, self._secure = standing, audit, secure
         self.refused: Counter[str] = Counter()  # by call
+        self.proved: Callable[[str], None] = lambda _: None  # told of each connection on which a call is let through
 
     async def intercept_service(
         self,
@@ -111,6 +112,7 @@ class Guard(grpc.aio.ServerInterceptor):
             who = await self._identify(call, context)
             if access.right(call, who.role) is None:
                 await self._refuse(call, who, context, access.refusal(call, who, None))
+            self.proved(context.peer())
             serve_for(who)
             return await behaviour(requests, context)
 
@@ -123,6 +125,7 @@ class Guard(grpc.aio.ServerInterceptor):
         reason = access.refusal(call, who, _subject(request), str(getattr(request, "kind", "")))
         if reason:
             await self._refuse(call, who, context, reason)
+        self.proved(context.peer())
         return who
 
     async def _identify(self, call: str, context: Context) -> Caller:

@@ -28,6 +28,8 @@ from control.ca.contexts import Credentials, client_context
 from control.ca.names import CertificateRole, Holder
 from control.ca.root import DAY_S, Root, cross_sign, issue, key_pem, make_root, new_key, pem
 from control.rpc import control_pb2, control_pb2_grpc
+from control.server import doorkeeper
+from control.server.doorkeeper import UNPROVED_MAX, Doorkeeper
 from control.server.edge import Edge
 from control.server.guard import Guard
 from tests.security import h2
@@ -272,6 +274,8 @@ _SERVER = """
 import asyncio, sys
 import control  # as the daemon does, before gRPC
 from control.ca.contexts import Credentials
+from control.server import doorkeeper
+from control.server.doorkeeper import UNPROVED_MAX, Doorkeeper
 from control.server.edge import Edge
 
 async def main():
@@ -337,17 +341,58 @@ async def _until_closed(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def test_a_thousand_half_open_connections_leave_room() -> None:
+async def test_a_thousand_half_open_connections_are_bounded_and_in_nobodys_way() -> None:
     async with a_port() as port:
         host, number = port.address.split(":")
+        keeper = Doorkeeper(int(number))
+        port.guard.proved = keeper.proved
         loop, opened = asyncio.get_running_loop(), []
         try:
-            for _ in range(1000):
-                opened.append(socket.socket())
-                opened[-1].setblocking(False)
-                await loop.sock_connect(opened[-1], (host, int(number)))
-            async with Edge(credentials).channel(port.address) as channel:
-                assert await call(channel, "Control", "List") == "UNIMPLEMENTED"
+            async with Edge(credentials).channel(port.address) as first:
+                assert await call(first, "Control", "List") == "UNIMPLEMENTED"
+                for _ in range(1000):
+                    opened.append(socket.socket())
+                    opened[-1].setblocking(False)
+                    await loop.sock_connect(opened[-1], (host, int(number)))
+                async with Edge(credentials).channel(port.address) as channel:
+                    assert await call(channel, "Control", "List") == "UNIMPLEMENTED"
+                async with asyncio.timeout(60):
+                    while keeper.ended < 1000 - UNPROVED_MAX:  # gRPC takes them one by one
+                        keeper.look()
+                        await asyncio.sleep(0.05)
+                    while not _ended(opened[0]):  # gRPC has closed it
+                        await asyncio.sleep(0.05)
+                assert await call(first, "Control", "List") == "UNIMPLEMENTED"
+                assert keeper.ended <= 1000 - UNPROVED_MAX + 10, "those that were proved are not among them"
         finally:
             for sock in opened:
                 sock.close()
+
+
+def _ended(sock: socket.socket) -> bool:
+    try:
+        while sock.recv(4096):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+async def test_the_doorkeeper_looks_by_itself_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorkeeper, "UNPROVED_MAX", 10)
+    monkeypatch.setattr(doorkeeper, "LOOK_S", 0.05)
+    async with a_port() as port, asyncio.TaskGroup() as group:
+        host, number = port.address.split(":")
+        keeper = Doorkeeper(int(number))
+        keeper.look()
+        task = group.create_task(keeper.run())
+        opened = [await asyncio.open_connection(host, int(number)) for _ in range(40)]
+        async with asyncio.timeout(60):
+            while keeper.ended < 30:
+                await asyncio.sleep(0.05)
+            await _until_closed(opened[0][0])
+        task.cancel()
+        for _, writer in opened:
+            writer.close()
