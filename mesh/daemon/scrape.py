@@ -12,21 +12,33 @@ from mesh.metrics import Metrics
 
 HEAD_MAX_BYTES = 8192  # of a request; more is no scraper
 READ_TIMEOUT_S = 5.0
-CLIENTS_MAX = 16
+# Scrapers, and whoever looks by hand. The oldest that is not served yet gives way: many that say nothing are in
+# nobody's way.
+CLIENTS_MAX = 32
 
 
 async def serve_metrics(listen: str, metrics: Metrics) -> None:
     """Serve until cancelled. `listen` is host:port. Raises OSError when the port cannot be had."""
     host, _, port = listen.rpartition(":")
-    places = asyncio.Semaphore(CLIENTS_MAX)
+    waiting: dict[asyncio.Task[object], None] = {}  # in the order of arrival
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            async with places, asyncio.timeout(READ_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(head.split(b"\r\n", 1)[0], metrics))
-                await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        if len(waiting) >= CLIENTS_MAX:
+            oldest = next(iter(waiting))
+            del waiting[oldest]
+            oldest.cancel()
+        waiting[task] = None
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(_response(head.split(b"\r\n", 1)[0], metrics))
+                    await writer.drain()
+        finally:
+            waiting.pop(task, None)
+            writer.close()
 
     server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=HEAD_MAX_BYTES)
     async with server:

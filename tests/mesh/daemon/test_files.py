@@ -96,3 +96,22 @@ async def test_metrics_are_served_and_junk_is_refused() -> None:
         assert (await ask(b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
         assert await ask(b"x" * 20000) == b""
         server.cancel()
+
+
+async def test_many_that_say_nothing_are_not_in_the_way_of_who_scrapes() -> None:
+    port, metrics = free_port(), Metrics()
+    async with asyncio.TaskGroup() as group, asyncio.timeout(60):
+        server = group.create_task(serve_metrics(f"127.0.0.1:{port}", metrics))
+        silent = []
+        while len(silent) < 200:
+            try:
+                silent.append(await asyncio.open_connection("127.0.0.1", port))
+            except OSError:  # it does not listen yet
+                await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        assert await silent[0][0].read() == b"", "the oldest have given way"
+        for _, one in (*silent, (reader, writer)):
+            one.close()
+        server.cancel()
