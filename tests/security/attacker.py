@@ -22,7 +22,7 @@ import msgspec
 
 from control.ca.greeting import ALPN
 from control.ca.requests import make_request
-from control.ca.root import new_key
+from control.ca.root import load_key, new_key
 from control.model import NodeDescription
 from control.rpc import control_pb2 as pb
 from control.transport.wire import PREAMBLE_BYTES, Answer, Hello, Preamble, Welcome, decode, encode, preamble
@@ -45,6 +45,7 @@ class Paper(msgspec.Struct, frozen=True):
     key: str
     chain: str
     node_id: str = ""
+    secret: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -319,6 +320,23 @@ def joins(token: str) -> Callable[[Target], bytes]:
             description=msgspec.msgpack.encode(NodeDescription(hostname="thief")),
             data_address="192.0.2.66",
             csr=make_request(new_key()),
+        ).SerializeToString()
+        return struct.pack(">I", len(data)) + data
+
+    return request
+
+
+def returns(paper: str) -> Callable[[Target], bytes]:
+    """As a member that has lost its certificate: by key and secret, from its disk."""
+
+    def request(target: Target) -> bytes:
+        mine = target.plan.papers[paper]
+        data = pb.JoinRequest(
+            description=msgspec.msgpack.encode(NodeDescription(hostname="thief")),
+            data_address="192.0.2.66",
+            node_id=mine.node_id,
+            secret=mine.secret,
+            csr=make_request(load_key(mine.key.encode())),
         ).SerializeToString()
         return struct.pack(">I", len(data)) + data
 

@@ -25,6 +25,7 @@ from tests.security.attacker import (
     called,
     greets,
     joins,
+    returns,
     shown,
 )
 
@@ -176,6 +177,7 @@ TABLE: dict[str, dict[str, Attempt]] = {
     API: {
         **_TLS,
         "a removed node's certificate": called("removed", "Quorum/Look"),
+        "a removed node's certificate, for its renewal": called("removed", "Membership/Renew"),
         "a removed user's certificate": called("removed user", "Control/List"),
         "a worker's certificate, on a manager's call": called("worker", "Control/List"),
         "a worker's certificate, for another's renewal": called("worker", "Membership/Renew"),
@@ -196,6 +198,7 @@ TABLE: dict[str, dict[str, Attempt]] = {
         "a replayed token, after a rotation": asked(joins("old worker")),
         "a worker's token, with the digest of another root": asked(joins("other root")),
         "a worker's token, to become a manager": asked(joins("worker")),
+        "a removed node, by its key and its secret": asked(returns("removed")),
         "truncated and mutated requests": attacker.mutated_join,
         "a request of 1 GiB announced": asked(lambda _: struct.pack(">I", GIB) + bytes(1000)),
         "TLS 1.2": attacker.old_tls,

@@ -63,7 +63,7 @@ def paper_of(cluster: Cluster, host: str) -> Paper:
     found = Shelf(disk(cluster, host) / "tls").load()
     assert found is not None
     identity = json.loads((disk(cluster, host) / "identity.json").read_text())
-    return Paper(found.key.decode(), found.chain.decode(), identity["node_id"])
+    return Paper(found.key.decode(), found.chain.decode(), identity["node_id"], identity["secret"])
 
 
 def user_of(cluster: Cluster, name: str, role: str) -> Paper:
