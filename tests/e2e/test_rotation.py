@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from control.ca.root import key_pem, pem
-from mesh.lab.lab import Lab
+from mesh.lab.lab import MESHD, Daemon, Lab
 from tests.e2e.conftest import Cluster
 from tests.e2e.test_managers import leader, managed, voters
 
@@ -135,3 +137,78 @@ def test_an_external_ca_signs_for_all(bare_lab: Lab, tmp_path: Path) -> None:
     refused = cluster.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host="h3", check=False)
     assert "does not answer" in refused.stderr
     cluster.mesh("network", "create", "web")
+
+
+# The daemon with other times: keys change every ten seconds instead of every twelve hours.
+QUICK = (
+    "import control.keymanager, gossip.keyring; control.keymanager.PERIOD_S = 10.0; "
+    "gossip.keyring.HANDOVER_STEP_S = 2.0; from mesh.daemon.main import main; main()"
+)
+
+
+def ring(cluster: Cluster, host: str) -> dict[str, str]:
+    """The keys of gossip, each with how many have it ("3/3")."""
+    words = cluster.mesh("gossip", "keys", "ls", host=host, check=False).stdout.split()
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
+def seen(cluster: Cluster, host: str) -> dict[str, str]:
+    """Who is alive in gossip, as a host knows it."""
+    lines = cluster.mesh("gossip", "members", host=host).stdout.splitlines()[1:]
+    return {words[0]: words[2] for words in map(str.split, lines)}
+
+
+class Traffic(threading.Thread):
+    """A client outside of the cluster that asks without a pause."""
+
+    def __init__(self, cluster: Cluster, url: str) -> None:
+        super().__init__(daemon=True)
+        self._cluster, self._url, self._over = cluster, url, threading.Event()
+        self.asked, self.failed = 0, 0
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            self.asked += 1
+            self.failed += self._cluster.outside("curl", "-s", "-m", "5", self._url).returncode != 0
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join(30)
+
+
+@pytest.mark.timeout(480)
+def test_keys_of_gossip_change_under_traffic_and_while_a_node_is_away() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lab = Lab(f"keys{os.getpid()}")
+    try:
+        lab.up(3, Daemon((sys.executable, "-c", QUICK, *MESHD.command[1:]), MESHD.socket))
+        cluster = managed(lab, managers=1)
+        cluster.serve("api", 2, "--network", "web", "--publish", "8080:80")
+        alive = dict.fromkeys(cluster.hosts, "alive")
+        cluster.until("all are in gossip", lambda: seen(cluster, "h1") == alive)
+        traffic = Traffic(cluster, f"http://{lab.address('h2')}:8080/")
+        traffic.start()
+        first = set(ring(cluster, "h1"))
+        assert len(first) >= 3
+
+        def all_are_others() -> bool:
+            assert seen(cluster, "h1") == seen(cluster, "h2") == alive, "nobody is lost by it"
+            now = set(ring(cluster, "h1"))
+            return len(now) >= 3 and not first & now
+
+        cluster.until("all keys are others", all_are_others, timeout_s=120)
+        lab.kill_daemon("h3")
+        cluster.until("h3 is missed", lambda: seen(cluster, "h1")["h3"] != "alive")
+        known = set(ring(cluster, "h2"))
+        cluster.until("it knows no key any more", lambda: bool(now := set(ring(cluster, "h2"))) and not known & now,
+                      timeout_s=120)  # fmt: skip
+        lab.start_daemon("h3")
+        for host in cluster.hosts:
+            cluster.until(f"{host} sees all again", lambda host=host: seen(cluster, host) == alive)  # type: ignore[misc]
+        cluster.until("all know all keys", lambda: set(ring(cluster, "h3").values()) == {"3/3"})
+        traffic.stop()
+        assert traffic.asked > 20
+        assert traffic.failed == 0, f"{traffic.failed} of {traffic.asked} requests failed"
+    finally:
+        lab.down()
