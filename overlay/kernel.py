@@ -181,22 +181,30 @@ class Kernel:
             report.failed(f"route in network {network.id}", error)
             return
         nodes = reached(plan, network)
-        for remote in one.came if came else one.went:
-            if remote.node_number in nodes:
-                self._way(router, network, route_to_remote(network, remote), index if came else None, report)
-        if came and len(report.errors) == errors:
+        some = [route_to_remote(network, r) for r in (one.came if came else one.went) if r.node_number in nodes]
+        if not came:
+            for route in some:
+                self._unroute(router, network, route, report)
+            return
+        self._replace(router, network, [(route, index) for route in some], report)
+        if len(report.errors) == errors:
             self._made.done([network])
 
-    def _way(self, router: Namespace, network: OverlayNetwork, route: Route, index: int | None, report: Report) -> None:
-        """Make a route by a device, or with None remove it."""
+    def _unroute(self, router: Namespace, network: OverlayNetwork, route: Route, report: Report) -> None:
         try:
-            if index is not None:
-                router.replace_route(route, names.ROUTE_PROTOCOL, index)
-            else:
-                router.delete_route(route, names.ROUTE_PROTOCOL)
+            router.delete_route(route, names.ROUTE_PROTOCOL)
             report.changes["route"] += 1
         except KernelError as error:
-            report.failed(f"route {route.destination} in network {network.id}", error)
+            report.failed(f"remove the route to {route.destination} in network {network.id}", error)
+
+    def _replace(
+        self, where: Namespace, network: OverlayNetwork, routes: list[tuple[Route, int | None]], report: Report
+    ) -> None:
+        for route, error in where.replace_routes(routes, names.ROUTE_PROTOCOL).items():
+            if error:
+                report.failed(f"route {route.destination} in network {network.id}", OSError(error, os.strerror(error)))
+            else:
+                report.changes["route"] += 1
 
     # --- encryption -------------------------------------------------------------------------------------------------
 
@@ -403,14 +411,9 @@ class Kernel:
         veths: dict[str, str],
         report: Report,
     ) -> None:
-        present = router.routes(names.ROUTE_PROTOCOL)
-        for route in wanted_routes(plan, network, veths) - present:
-            index = links[route.device].index if route.device else None
-            try:
-                router.replace_route(route, names.ROUTE_PROTOCOL, index)
-                report.changes["route"] += 1
-            except KernelError as error:
-                report.failed(f"route {route.destination} in network {network.id}", error)
+        missing = wanted_routes(plan, network, veths) - router.routes(names.ROUTE_PROTOCOL)
+        routes = [(route, links[route.device].index if route.device else None) for route in missing]
+        self._replace(router, network, routes, report)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -441,6 +444,8 @@ class Kernel:
             report.changes["link"] += 1
             outer = router.links()[name]
         self._link_up(router, outer, report, names.alias(network.id))
+        if network.gateway6 is not None:  # neighbours of IPv6 are answered where they are asked
+            self._addresses(router, {(outer.index, f"{network.gateway6}/128")}, report)
         return name
 
     def _veth(
@@ -478,9 +483,8 @@ class Kernel:
         if endpoint.address6 is not None:
             # Alone on its link: everything else of the network is behind the router.
             self._addresses(task, {(device.index, f"{endpoint.address6}/128")}, report)
-        for route in task_routes(network, endpoint) - task.routes(names.ROUTE_PROTOCOL):
-            task.replace_route(route, names.ROUTE_PROTOCOL, device.index)
-            report.changes["route"] += 1
+        missing = task_routes(network, endpoint) - task.routes(names.ROUTE_PROTOCOL)
+        self._replace(task, network, [(route, device.index) for route in missing], report)
 
     def _forward6(self, host: Namespace, report: Report) -> None:
         """Let the host forward IPv6, without taking from it the routes that it gets by advertisements."""

@@ -7,14 +7,15 @@ left behind, and an engine that was restarted, which replays nothing, finds ever
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 from msgspec.structs import replace
 
 from control.allocator import pools
 from control.assignment import NetworkWish, Settings
-from control.model import PortSpec, Protocol
+from control.ipv6 import embedded
+from control.model import Network, PortSpec, Protocol
 from control.spec import is_label
 from mesh.plugin import wire
 from mesh.plugin.book import BookError, Entry, occupied
@@ -169,7 +170,7 @@ class Driver:
             raise DriverError(f"the cluster has no network with address {address} (any more)")
         entry = Entry(id=asked.endpoint_id, network_id=network.id, address=address, options=read_labels(asked.labels()))
         self._keeper.change(self._keeper.book.create(entry, self._keeper.now_ms()))
-        return {"Interface": {}}
+        return wire.endpoint_answer(_address6(network, address))
 
     async def _delete_endpoint(self, body: bytes) -> Answer:
         asked = wire.read(body, wire.OfEndpoint)
@@ -194,7 +195,7 @@ class Driver:
             self._keeper.change(self._keeper.book.change(entry.id, sandbox=""))
             raise DriverError(f'the container gets no interface on network "{network.spec.name}": see the log of meshd')
         device = handed_device(IPv4Address(entry.address))
-        return wire.join_answer(device, "" if network.spec.internal else network.gateway)
+        return wire.join_answer(device, network)
 
     async def _leave(self, body: bytes) -> Answer:
         asked = wire.read(body, wire.OfEndpoint)
@@ -230,6 +231,11 @@ def _subnet(text: str) -> IPv4Network:
         return IPv4Network(text)
     except ValueError as error:
         raise WireError(f'"{text[:40]}" is no IPv4 subnet') from error
+
+
+def _address6(network: Network, address: str) -> str:
+    """The IPv6 address that goes with an IPv4 one of a network; "" without IPv6."""
+    return str(embedded(IPv6Network(network.subnet6), IPv4Address(address))) if network.subnet6 else ""
 
 
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 # A lease is there in a fraction of this if any manager answers; a container is started within it, or refused.
 LEASE_WAIT_S = 10.0
-# An interface takes some milliseconds; with 60 containers at once on two cores, seconds.
-PLACE_WAIT_S = 20.0
+# An interface takes some milliseconds; with 60 containers at once on two busy cores, half a minute. An engine waits for
+# an answer as long as it takes (libnetwork bounds only its attempts to connect).
+PLACE_WAIT_S = 60.0
 # That others know of it, when a manager answers: so long its start may be put off for that, and no longer.
 KNOWN_WAIT_S = 1.0
 ID_LENGTH = 25

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from control.model import Network
+
 GENERIC = "com.docker.network.generic"
 PORT_MAP = "com.docker.network.portmap"
 INTERNAL = "com.docker.network.internal"
@@ -122,9 +124,33 @@ def port_mappings(options: dict[str, Any] | None) -> tuple[PortMapping, ...]:
     )
 
 
-def join_answer(device: str, gateway: str) -> dict[str, Any]:
-    """Docker moves the device into the container, names it, and sets its address and the default route."""
-    return {"InterfaceName": {"SrcName": device, "DstPrefix": "eth"}, "Gateway": gateway, "DisableGatewayService": True}
+# Kinds of routes in an answer to Join.
+BY_GATEWAY, CONNECTED = 0, 1
+
+
+def endpoint_answer(address6: str) -> dict[str, Any]:
+    """The IPv4 address is Docker's already; the IPv6 one it takes from here. "" where there is none.
+
+    It is alone on its link: everything else of the network is behind the gateway.
+    """
+    return {"Interface": {"AddressIPv6": f"{address6}/128"} if address6 else {}}
+
+
+def join_answer(device: str, network: Network) -> dict[str, Any]:
+    """Docker moves the device into the container, names it, and sets its addresses and routes."""
+    internal, gateway6 = network.spec.internal, network.gateway6
+    answer: dict[str, Any] = {
+        "InterfaceName": {"SrcName": device, "DstPrefix": "eth"},
+        "Gateway": "" if internal else network.gateway,
+        "DisableGatewayService": True,
+    }
+    if gateway6:
+        answer["GatewayIPv6"] = "" if internal else gateway6
+        answer["StaticRoutes"] = [
+            {"Destination": f"{gateway6}/128", "RouteType": CONNECTED},
+            {"Destination": network.subnet6, "RouteType": BY_GATEWAY, "NextHop": gateway6},
+        ]
+    return answer
 
 
 def failure(method: str, sentence: str) -> bytes:

@@ -208,6 +208,25 @@ def curls(cluster: Cluster, name: str) -> int:
     return cluster.lab.exec("h2", ["docker", "exec", "asks", "curl", "-sS", "-m", "5", f"http://{name}/"]).returncode
 
 
+def test_containers_have_both_families_on_a_network_of_both(cluster: Cluster) -> None:
+    cluster.mesh("network", "create", "--ipv6", "six")
+    for host in cluster.hosts:
+        cluster.until(f"{host} has the network", lambda host=host: "six" in networks(cluster, host))
+    run(cluster, "h1", "front6", "six", *SERVE, options=("--hostname", "front6"))
+    run(cluster, "h2", "asks", "six", *SERVE)
+    cluster.until("it serves", lambda: curls(cluster, "front6") == 0)
+    told = docker(cluster, "h2", "exec", "asks", "dig", "+short", "AAAA", "front6.six.mesh")
+    own = docker(cluster, "h1", "exec", "front6", "busybox", "ip", "-6", "address", "show", "scope", "global")
+    assert told.startswith("fd")
+    assert f" {told}/128 " in own
+    assert told in docker(cluster, "h1", "inspect", "-f", "{{json .NetworkSettings.Networks.six}}", "front6")
+    pinged = docker(cluster, "h2", "exec", "asks", "busybox", "ping", "-c", "2", "-W", "10", told)
+    assert " 0% packet loss" in pinged, "across hosts"
+    remove(cluster, "h1", "front6")
+    remove(cluster, "h2", "asks")
+    cluster.mesh("network", "rm", "six")
+
+
 def test_networks_are_the_same_in_docker_and_in_the_cluster(cluster: Cluster) -> None:
     docker(cluster, "h2", "network", "create", "-d", "mesh", "--ipam-driver", "mesh", "back")
     cluster.until("h1 has it too", lambda: "back" in networks(cluster, "h1"))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from control.assignment import AttachmentReport, Key, KnownNetwork, Record, Settings, key_of
 from control.model import Lease, Network, NetworkSpec, NodeDescription
@@ -95,6 +96,26 @@ async def test_a_container_comes_and_goes_and_all_of_it_is_on_disk(agent: FakeAg
         await ask(again, "/NetworkDriver.DeleteEndpoint", **ids)
         await ask(again, "/IpamDriver.ReleaseAddress", PoolID=WEB.subnet, Address=address)
     assert (again.book.entries, again.book.held) == ({}, {})
+
+
+async def test_a_network_of_both_families_gives_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine manages IPv4 alone: the other address is made of it, and told with the endpoint."""
+    monkeypatch.setattr(keepers, "PLACE_WAIT_S", 0.05)
+    both = replace(WEB, subnet6="fd00:1::/64", gateway6="fd00:1::a01:1")
+    fake = FakeAgent(SETTINGS, KnownNetwork(network=both), LEASE)
+    keeper = Keeper(cast(Agent, fake), tmp_path / "book.json", lambda: 1000)
+    given = await ask(keeper, "/IpamDriver.RequestAddress", PoolID=WEB.subnet)
+    assert given["Address"] == "10.1.0.16/24"
+    ids = {"NetworkID": "d" * 64, "EndpointID": "a" * 64}
+    for _ in range(2):
+        made = await ask(keeper, "/NetworkDriver.CreateEndpoint", **ids, Interface=given)
+        assert made == {"Interface": {"AddressIPv6": "fd00:1::a01:10/128"}}
+        joined = await ask(keeper, "/NetworkDriver.Join", **ids, SandboxKey="/sandbox/a")
+        assert (joined["Gateway"], joined["GatewayIPv6"]) == ("10.1.0.1", "fd00:1::a01:1")
+        assert joined["StaticRoutes"] == [
+            {"Destination": "fd00:1::a01:1/128", "RouteType": 1},
+            {"Destination": "fd00:1::/64", "RouteType": 0, "NextHop": "fd00:1::a01:1"},
+        ]
 
 
 async def test_addresses_run_out_and_may_be_asked_for(keeper: Keeper) -> None:
