@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from control.ca.disk import CredentialsError, check_mode
 from control.model import Role
 
 
@@ -35,9 +36,12 @@ def load(state_dir: Path) -> Identity | None:
     """The identity, or None on a machine that is in no cluster. Raises IdentityError."""
     path = state_dir / "identity.json"
     try:
+        check_mode(path)
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError:
         return None
+    except CredentialsError as error:
+        raise IdentityError(str(error)) from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise IdentityError(f"cannot read {path}: {error}; restore it, or remove {state_dir} to start anew") from error
 

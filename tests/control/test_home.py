@@ -10,7 +10,14 @@ import msgspec
 import pytest
 
 from control.home import DiskHome, EtcdHome, HomeError, home_of
+from control.lifecycle import Writer
+from control.model import Network, NetworkSpec
 from control.quorum.seat import Seat
+from control.store.backend import Backend
+from control.store.errors import BackendFailed
+from control.store.store import Store
+from control.store.txn import Put
+from control.vault import Vault
 
 
 def test_the_directory_unless_something_is_said(tmp_path: Path) -> None:
@@ -47,6 +54,45 @@ async def test_another_place_replaces_the_one_before(tmp_path: Path) -> None:
         assert msgspec.json.decode((tmp_path / "manager/member").read_bytes())["member_id"] == f"n.{number}"
     home.remove()
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
+
+
+async def test_a_directory_from_before_there_were_keys_is_taken_over(tmp_path: Path) -> None:
+    """It is read as it is, and what is written from then on is encrypted."""
+
+    def now_s() -> float:
+        return 1000.0
+
+    async def networks(backend: Backend, *more: str) -> list[str]:
+        store = Store(backend, lambda: 7)
+        await store.open()
+        term = await store.leading()
+        for name in more:
+            await store.commit([Put(Network(id=name, spec=NetworkSpec(name=name)))], Writer.ORCHESTRATOR, term=term)
+        found = sorted(network.id for network in store.view().all(Network))
+        await store.close()
+        return found
+
+    def files(pattern: str) -> list[bytes]:
+        return [path.read_bytes() for path in (tmp_path / "manager").rglob(pattern) if path.is_file()]
+
+    directory = tmp_path / "manager"
+    before = DiskHome(directory, "127.0.0.1:0")
+    await before.create("c", "n", lambda backend: fill(backend, "plaintext"))
+    assert any(b"plaintext" in data for data in files("wal-*"))
+    home = DiskHome(directory, "127.0.0.1:0", vault=Vault(tmp_path / "vault.json", now_s))
+    assert await networks(home.seat("c", "n", "127.0.0.1").backend, "sealed") == ["plaintext", "sealed"]
+    assert not any(b"sealed" in data for data in files("*"))
+    again = DiskHome(directory, "127.0.0.1:0", vault=Vault(tmp_path / "vault.json", now_s))
+    assert await networks(again.seat("c", "n", "127.0.0.1").backend) == ["plaintext", "sealed"]
+    with pytest.raises(BackendFailed, match="which this manager does not have"):
+        await networks(before.seat("c", "n", "127.0.0.1").backend)
+
+
+async def fill(backend: Backend, name: str) -> None:
+    store = Store(backend, lambda: 7)
+    await store.open()
+    await store.commit([Put(Network(id=name, spec=NetworkSpec(name=name)))], Writer.ORCHESTRATOR)
+    await store.close()
 
 
 async def test_a_port_in_use(tmp_path: Path) -> None:

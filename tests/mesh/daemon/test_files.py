@@ -33,7 +33,15 @@ def test_the_identity_is_kept_for_root_only_and_forgotten_on_leave(tmp_path: Pat
     assert identity.load(tmp_path) is None
 
 
+def test_an_identity_that_others_could_read_is_refused(tmp_path: Path) -> None:
+    identity.save(tmp_path, WHO)
+    (tmp_path / "identity.json").chmod(0o644)
+    with pytest.raises(IdentityError, match=r"can be used by others \(mode 0644\)"):
+        identity.load(tmp_path)
+
+
 def test_an_unreadable_identity_is_said_and_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").touch(0o600)
     (tmp_path / "identity.json").write_text("{")
     with pytest.raises(IdentityError, match=r"cannot read .*identity"):
         identity.load(tmp_path)
