@@ -44,7 +44,7 @@ from mesh.cli.errors import OF_STATUS, ExitCode, Failure
 CALL_TIMEOUT_S = 25.0
 # Joining asks managers one after the other; leaving stops every task of the node within their grace periods.
 JOIN_TIMEOUT_S = 60.0
-ATTACH_TIMEOUT_S = 60.0  # a lease is waited for, and an interface
+ATTACH_TIMEOUT_S = 90.0  # a lease is waited for, and an interface
 LEAVE_TIMEOUT_S = 120.0
 
 Filters = Mapping[str, Sequence[str]]
