@@ -1,7 +1,7 @@
-"""Routes on the wire of rtnetlink (rtnetlink(7)): their dump, and the way to an address. Pure.
+"""Routes on the wire of rtnetlink (rtnetlink(7)): their dump, their replacement, and the way to an address. Pure.
 
-A network has a route for each task on another node. pyroute2 takes 80 µs to read one, and this 3 µs: with 25,000 of
-them that is the difference between two seconds and a tenth, twice in every look at the whole.
+A network has a route for each task on another node: 25,000 of them are read twice in every look at the whole, and made
+at the start. This takes a twentieth of the time that pyroute2 does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ATTRIBUTE = struct.Struct("=HH")
 _GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR = 26, 24, 3, 2
-_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
+_REQUEST, _ACKNOWLEDGE, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
+_REPLACE, _CREATE = 0x100, 0x400
+_SCOPE_LINK, _ON_LINK = 253, 4
 _TO, _DEVICE, _GATEWAY, _SOURCE, _METRICS, _CACHE_INFO = 1, 4, 5, 7, 8, 12
 _MTU = 2  # of the metrics
 _EXPIRES_AT = 8  # in what the kernel tells of a route that it has made for one address
@@ -75,6 +77,36 @@ def read_way(data: bytes, sequence: int) -> Way | None:
     return Way(_native(found.get(_DEVICE, b"")), _native(mtu), bool(_native(expires)))
 
 
+def replacement(one: Dumped, table: int, protocol: int, sequence: int) -> bytes:
+    """Make a route, in place of another to the same destination; to be acknowledged.
+
+    A next hop is reached on the link, whatever its prefix.
+    """
+    to, _, bits = one.destination.partition("/")
+    family = 10 if ":" in to else 2
+    scope = _SCOPE_LINK if family == 2 and one.device and not one.via else 0
+    body = _ROUTE.pack(family, int(bits), 0, 0, table, protocol, scope, one.type, _ON_LINK if one.via else 0)
+    for kind, address in ((_TO, to if int(bits) else ""), (_GATEWAY, one.via), (_SOURCE, one.source)):
+        if address:
+            body += _attribute(kind, ip_address(address).packed)
+    if one.device:
+        body += _attribute(_DEVICE, one.device.to_bytes(4, sys.byteorder))
+    flags = _REQUEST | _ACKNOWLEDGE | _CREATE | _REPLACE
+    return _HEADER.pack(_HEADER.size + len(body), _NEW_ROUTE, flags, sequence, 0) + body
+
+
+def read_errors(data: bytes) -> Iterator[tuple[int, int]]:
+    """(sequence, errno; 0 for success) of the acknowledgements in a datagram."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        if kind == _ERROR:
+            yield number, -struct.unpack_from("=i", data, at + _HEADER.size)[0]
+        at += (length + 3) & ~3
+
+
 def read(data: bytes, sequence: int, protocol: int) -> Iterator[Dumped | End]:
     """What a datagram says; messages of other requests, and routes of other protocols, are passed over."""
     at, size = 0, len(data)
@@ -123,6 +155,10 @@ def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
             break
         yield what, data[at + _ATTRIBUTE.size : at + size]
         at += (size + 3) & ~3
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value  # addresses and numbers end on four bytes
 
 
 def _native(value: bytes) -> int:

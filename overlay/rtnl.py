@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -45,8 +45,11 @@ _SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
 _ANSWER_TIMEOUT = struct.pack("@ll", 5, 0)  # struct timeval
 _RECEIVE_BYTES = 65536  # twice what the kernel puts into one datagram of a dump
 _DUMP_ATTEMPTS = 5
+# Changes in one datagram; their answers fit the socket's buffer, at 1.3 KB of memory each.
+_BATCH = 64
 _NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
 _ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_ROUTE_NUMBERS = {name: number for number, name in _ROUTE_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +237,38 @@ class Namespace:
         with _unless_gone():
             self._route.addr("del", index=index, address=host, prefixlen=int(length))
 
-    def replace_route(self, route: Route, protocol: int, index: int | None) -> None:
-        """Add a route, or replace the one to the same destination."""
-        request: dict[str, Any] = {"dst": route.destination, "proto": protocol, "table": _MAIN_TABLE}
-        request["type"] = route.type
-        if index is not None:
-            request["oif"] = index
-        if route.via:
-            request |= {"gateway": route.via, "flags": ["onlink"]}
-        elif route.type == "unicast" and ":" not in route.destination:
-            request["scope"] = "link"
-        if route.source:
-            request["prefsrc"] = route.source
-        self._route.route("replace", **request)
+    def replace_routes(self, routes: Iterable[tuple[Route, int | None]], protocol: int) -> dict[Route, int]:
+        """Add routes, each with its device's number, or replace those to the same destinations.
+
+        Returns the errno of each, 0 for success.
+        """
+        found: dict[Route, int] = {}
+        left = list(routes)
+        while left:
+            batch, left = left[:_BATCH], left[_BATCH:]
+            found |= self._replace(batch, protocol)
+        return found
+
+    def replace_route(self, route: Route, protocol: int, index: int) -> None:
+        """The same with one. Raises OSError."""
+        if error := self.replace_routes([(route, index)], protocol)[route]:
+            raise OSError(error, os.strerror(error))
+
+    def _replace(self, routes: list[tuple[Route, int | None]], protocol: int) -> dict[Route, int]:
+        asked: dict[int, Route] = {}
+        data = b""
+        for route, index in routes:
+            self._sequence += 1
+            asked[self._sequence] = route
+            one = Dumped(route.destination, _ROUTE_NUMBERS[route.type], index or 0, route.via, route.source)
+            data += routewire.replacement(one, _MAIN_TABLE, protocol, self._sequence)
+        self._dumps.send(data)
+        found: dict[Route, int] = {}
+        while len(found) < len(asked):
+            for number, error in routewire.read_errors(self._dumps.recv(_RECEIVE_BYTES)):
+                if number in asked:
+                    found[asked[number]] = error
+        return found
 
     def delete_route(self, route: Route, protocol: int) -> None:
         """Remove a route."""

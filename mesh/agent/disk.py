@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from control.assignment import RECORDS, Record, RecordKind, decode, encode
+from control.assignment import RecordKind, decode, encode
 from mesh.agent.view import Assignments
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def load(path: Path) -> Assignments:
 
 def save(path: Path, assignments: Assignments) -> None:
     """Write the records. Raises OSError; what was there before is then still there."""
-    rows = [_Row(_kind_of(record), encode(record)) for record in assignments.records.values()]
+    rows = [_Row(kind, encode(record)) for (kind, _), record in assignments.records.items()]
     temporary = path.with_suffix(".new")
     # They hold gossip's keys, and what tasks are started with: not for others, whatever the directory's mode.
     temporary.unlink(missing_ok=True)
@@ -47,7 +47,3 @@ def save(path: Path, assignments: Assignments) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _kind_of(record: Record) -> RecordKind:
-    return next(kind for kind, cls in RECORDS.items() if type(record) is cls)

@@ -98,6 +98,7 @@ def _watch(calls: _Calls) -> None:
     replaced: list[tuple[Any, str, Any]] = [
         (rtnl, "IPRoute", lambda fileno: _Route(IPRoute(fileno=fileno), calls)),
         (Netlink, "_batch", calls.after(Netlink._batch)),
+        (rtnl.Namespace, "_replace", calls.after(rtnl.Namespace._replace)),
         (Library, "run", calls.after(Library.run)),
         (Path, "write_text", calls.after(Path.write_text)),
         (Path, "touch", calls.after(Path.touch)),

@@ -64,3 +64,18 @@ def test_any_bytes_are_read_without_failing_but_by_the_shape_of_a_structure(data
         routewire.read_way(data, 0)
     except struct.error:
         pass
+
+
+def test_a_route_is_asked_for_as_it_is_told() -> None:
+    for one in (
+        Dumped("10.1.0.7/32", 1, 5, "169.254.0.2", "10.1.0.1"),
+        Dumped("fd00::7/128", 1, 5, "fe80::1", ""),
+        Dumped("0.0.0.0/0", 1, 5, "169.254.0.1", ""),
+        Dumped("10.1.0.0/24", 7, 0, "", ""),
+    ):
+        assert list(routewire.read(routewire.replacement(one, 254, 109, 7), 7, 109)) == [one]
+
+
+def test_acknowledgements_are_read_with_the_number_of_what_they_answer() -> None:
+    data = message(2, struct.pack("=i", 0) + bytes(16)) + message(2, struct.pack("=i", -113) + bytes(16), sequence=8)
+    assert list(routewire.read_errors(data)) == [(7, 0), (8, 113)]
