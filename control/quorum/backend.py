@@ -126,7 +126,7 @@ class RaftBackend:
         keep_entries: int = KEEP_ENTRIES,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
-        """`peers`: as for `set_peers`; `keys_needed` is told by `load` which keys of the ring any file needs."""
+        """`peers`: as for `set_peers`; `keys_needed` is told by `load`, in a thread, which keys files need."""
         self._directory, self._cluster_id, self._node_id = directory, cluster_id, node_id
         self._network, self._options = network, options
         self._rng = rng or random.Random()
@@ -241,9 +241,10 @@ class RaftBackend:
 
     async def _tend_keys(self, engine: Engine, journal: Journal) -> None:
         """Forget keys that no file needs, which is known only here, where nothing is being written; use the current."""
+        forget = self._keys_needed
         try:
-            if self._keys_needed is not None:
-                self._keys_needed(await asyncio.to_thread(journal.keys_needed))
+            if forget is not None:
+                await asyncio.to_thread(lambda: forget(journal.keys_needed()))
         except OSError as error:
             raise BackendFailed(f"cannot look after the keys of this manager: {error.strerror}") from error
         if self._ring is not None and journal.key_id != self._ring.current().key_id:

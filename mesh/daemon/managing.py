@@ -23,7 +23,7 @@ from control.rpc.control_pb2_grpc import MembershipStub
 from control.server.edge import Edge
 from control.server.guard import Audit
 from control.server.quorum import survey
-from control.store.errors import Removed
+from control.store.errors import Removed, StoreError
 from control.store.watch import Resync
 from mesh.daemon.identity import Identity
 from mesh.daemon.locker import Locker, LockerError
@@ -182,7 +182,7 @@ class Managing:
             try:
                 if await locker.follow(cluster) and manager.renew_key is not None:
                     await manager.renew_key()
-            except LockerError as error:
+            except (LockerError, StoreError) as error:
                 log.warning("the lock of this manager is not as it should be", extra={"reason": str(error)})
                 await asyncio.sleep(RETRY_MAX_S)
             else:
@@ -194,7 +194,7 @@ class Managing:
             try:
                 if await locker.renew():
                     await manager.renew_key()
-            except LockerError as error:
+            except (LockerError, StoreError) as error:
                 log.warning("the key of this manager's files is due, and stays", extra={"reason": str(error)})
             await asyncio.sleep(KEYS_LOOK_S)
 
