@@ -84,6 +84,26 @@ def test_what_others_break_is_repaired(lab: Lab, what: str) -> None:
     assert not lab.kernels[host.number].apply(lab.plan(host)).changes
 
 
+def test_a_change_looks_at_the_routers_it_concerns_and_the_whole_at_all(lab: Lab) -> None:
+    host, other = lab.hosts[0], next(name for name in lab.nets if name != "web")
+    kernel, first = lab.kernels[host.number], lab.plan(host)
+    assert kernel.apply(first, whole=False).changes == {}
+    inside(lab.router(host, other), "nft", "flush", "ruleset")
+    routers = tuple(
+        replace(one, services=tuple(replace(s, idle_s=4000.0 + s.idle_s) for s in one.services))
+        if one.netns == lab.router(host, "web")
+        else one
+        for one in first.routers
+    )
+    changed = replace(first, routers=routers)
+    assert kernel.apply(changed, whole=False).errors == kernel.prune(changed, whole=False).errors == []
+    assert inside(lab.router(host, other), "nft", "list", "ruleset") == "", "nothing of its plan has changed"
+    assert kernel.apply(changed).changes["vip table"] == 1
+    gone = replace(first, routers=tuple(one for one in routers if one.netns != lab.router(host, other)))
+    assert kernel.apply(gone, whole=False).errors == kernel.prune(gone, whole=False).errors == []
+    assert "mesh" not in inside(lab.router(host, other), "nft", "list", "ruleset"), "it has left the plan"
+
+
 def test_open_connections_live_through_a_foreign_flush_that_is_repaired(lab: Lab) -> None:
     host = lab.hosts[2]
     with (
