@@ -73,5 +73,8 @@ def sealer_of(ring: KeyRing, key_id: str, path: str) -> Sealer:
     """The key of a file. Raises BackendFailed."""
     sealer = ring.find(key_id)
     if sealer is None:
-        raise BackendFailed(f'{path} is encrypted with key "{key_id}", which this manager does not have: unlock it')
+        raise BackendFailed(
+            f'{path} is encrypted with key "{key_id}", which this manager does not have: restore its vault.json, '
+            "or remove this manager and join it anew"
+        )
     return sealer
