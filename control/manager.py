@@ -94,8 +94,8 @@ class Manager:
         self.quorum = QuorumService(store, seat.node_id, seat.quorum_address, self.roll.recoveries)
         self._edge = edge
         self._leaders = Leaders(store, edge, self._nobody)
-        control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go)
         signatures = Signatures(edge.credentials, wall_ms)
+        control = ControlService(store, decisions, new_id, _random_bytes, wall_ms, self._may_go, signatures)
         membership = MembershipService(store, decisions, new_id, seat.kind, self.roll.admit, wall_ms, signatures)
         self.control = ForwardingControl(control, self._leaders, store)
         self.membership = ForwardingMembership(membership, self._leaders, store)

@@ -41,6 +41,7 @@ from control.server.hop import LEADER
 from control.server.objects import spec_from_wire, to_wire
 from control.server.references import Public, find, public_kind
 from control.server.refusal import Refusal, of_store
+from control.server.signing import Signatures
 from control.server.transact import Decisions, transact
 from control.server.watching import Told, Watching, message
 from control.store.aesgcm import Keys
@@ -77,8 +78,10 @@ class ControlService(ControlServicer):
         random_bytes: Callable[[], bytes],
         wall_ms: Callable[[], int],
         may_go: Callable[[Node], None] = lambda _: None,
+        signatures: Signatures | None = None,
     ) -> None:
-        """`may_go` raises Refusal if a manager must stay one."""
+        """`may_go` raises Refusal if a manager must stay one; `signatures` are those of an external CA."""
+        self._signatures = signatures or Signatures(None, wall_ms)
         self._store, self._decisions, self._may_go = store, decisions, may_go
         self._new_id, self._random_bytes, self._wall_ms = new_id, random_bytes, wall_ms
         self._watches = 0
@@ -246,10 +249,11 @@ class ControlService(ControlServicer):
             issued: list[users.IssuedUser] = []
 
             def decide(view: Snapshot) -> list[Change]:
-                issued[:] = [users.add(view, request.name, request.role, request.csr, request.life_s, now_s, serial)]
+                asked = request.name, request.role, request.csr, request.life_s
+                issued[:] = [users.add(view, *asked, now_s, serial, self._signatures.take)]
                 return [Put(issued[0].user)]
 
-            await self._change(decide)
+            await self._signatures.decided(lambda: self._change(decide))
             return pb.UserReply(
                 certificate=issued[0].chain, roots=issued[0].roots, managers=managers(self._store.view())
             )

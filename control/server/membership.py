@@ -106,11 +106,10 @@ class MembershipService(MembershipServicer):
         issued: list[users.IssuedUser] = []
 
         def decide(view: Snapshot) -> Iterable[Change]:
-            issued[:] = [users.renew(view, request.user, request.csr, now_s, serial)]
+            issued[:] = [users.renew(view, request.user, request.csr, now_s, serial, self._signatures.take)]
             return ()
 
-        async with self._decisions:
-            await transact(self._store, decide, Writer.ORCHESTRATOR)
+        await self._signatures.decided(lambda: self._transact(decide))
         known = managers(self._store.view())
         return pb.JoinReply(certificate=issued[0].chain, roots=issued[0].roots, managers=known)
 

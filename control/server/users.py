@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from control.ca import rotation
+from control.ca.external import Order
 from control.ca.names import USER_ROLES, Holder, is_name
 from control.ca.requests import key_of_request
-from control.ca.root import DAY_S, LIFE_MIN_S, CaError, issue, key_digest, pem
+from control.ca.root import DAY_S, LIFE_MIN_S, CaError, issue, key_digest, load_certificates, pem
 from control.model import User
-from control.server.certificates import authority_of, chain_of
+from control.server.certificates import Take, authority_of, chain_of, unsigned
 from control.server.refusal import Refusal
 from control.store.tables import Snapshot
 
@@ -34,8 +35,17 @@ class IssuedUser:
     roots: bytes
 
 
-def add(snapshot: Snapshot, name: str, role: str, csr: bytes, life_s: float, now_s: float, random: bytes) -> IssuedUser:
-    """A new user. `life_s` 0: a year. Raises Refusal."""
+def add(
+    snapshot: Snapshot,
+    name: str,
+    role: str,
+    csr: bytes,
+    life_s: float,
+    now_s: float,
+    random: bytes,
+    take: Take = unsigned,
+) -> IssuedUser:
+    """A new user. `life_s` 0: a year. Raises Refusal, and what `take` raises (`certificates.certify`)."""
     if not is_name(name):
         raise Refusal(
             "INVALID_ARGUMENT",
@@ -51,31 +61,36 @@ def add(snapshot: Snapshot, name: str, role: str, csr: bytes, life_s: float, now
     if len(snapshot.all(User)) >= USERS_MAX:
         raise Refusal("FAILED_PRECONDITION", f"there are {USERS_MAX} users already: remove some first")
     user = User(id=name, role=role, expires_ms=int((now_s + life_s) * 1000))
-    return _certify(snapshot, user, csr, now_s, random)
+    return _certify(snapshot, user, csr, now_s, random, take)
 
 
-def renew(snapshot: Snapshot, name: str, csr: bytes, now_s: float, random: bytes) -> IssuedUser:
-    """Another certificate for a user that is there, for the key that it has. Raises Refusal."""
+def renew(snapshot: Snapshot, name: str, csr: bytes, now_s: float, random: bytes, take: Take = unsigned) -> IssuedUser:
+    """Another certificate for a user that is there, for the key that it has. Raises as `add`."""
     user = snapshot.get(User, name)
     if user is None or 0 < user.expires_ms <= now_s * 1000:  # to a stranger both are the same
         raise Refusal("UNAUTHENTICATED", f'there is no user "{name[:80]}" with this key (any more)')
-    return _certify(snapshot, user, csr, now_s, random)
+    return _certify(snapshot, user, csr, now_s, random, take)
 
 
-def _certify(snapshot: Snapshot, user: User, csr: bytes, now_s: float, random: bytes) -> IssuedUser:
+def _certify(snapshot: Snapshot, user: User, csr: bytes, now_s: float, random: bytes, take: Take) -> IssuedUser:
     authority = authority_of(snapshot)
     try:
         key = key_of_request(csr)
         found = key_digest(key)
         if user.key_digest not in ("", found):
             raise Refusal("UNAUTHENTICATED", f'there is no user "{user.id}" with this key (any more)')
-        signer = rotation.signer(authority)
         holder = Holder(snapshot.cluster().id, user.role, user.id)
-        leaf = issue(signer, holder, key, now_s, random, user.expires_ms / 1000 - now_s)
+        if authority.url:  # for how long is that one's to say; we do not believe it for longer than was asked
+            chain = take(Order(authority.url, authority.certificate.encode(), holder, csr))
+            leaf = load_certificates(chain)[0]
+        else:
+            signer = rotation.signer(authority)
+            leaf = issue(signer, holder, key, now_s, random, user.expires_ms / 1000 - now_s)
+            chain = chain_of(leaf_pem=pem(leaf), signer=signer)
     except CaError as error:
         raise Refusal("INVALID_ARGUMENT", str(error)) from error
     ends_ms = int(leaf.not_valid_after_utc.timestamp() * 1000)  # not after the root
     stored = User(
         id=user.id, meta=user.meta, role=user.role, key_digest=found, expires_ms=min(user.expires_ms, ends_ms)
     )
-    return IssuedUser(stored, chain_of(leaf_pem=pem(leaf), signer=signer), rotation.bundle(authority))
+    return IssuedUser(stored, chain, rotation.bundle(authority))

@@ -9,12 +9,12 @@ import pytest
 
 from control.ca.contexts import Credentials
 from control.ca.external import External, Order, Unsigned, check_url
-from control.ca.names import Holder
+from control.ca.names import Holder, holder_in
 from control.ca.requests import make_request
 from control.ca.root import CaError, key_pem, load_certificates, new_key, pem
 from control.ca.verify import verify_manager
 from control.model import Cluster, Node, NodeSpec
-from control.server import signing
+from control.server import signing, users
 from control.server.certificates import certify, rotate
 from control.server.refusal import Refusal
 from control.server.signing import Signatures
@@ -136,6 +136,22 @@ async def test_a_decision_is_made_again_with_what_it_was_missing(signer):
             await signatures.decided(restless)
     with pytest.raises(Refusal, match="its root cannot be changed"):
         rotate(view, b"", b"", wall_ms() / 1000, bytes(16), bytes(16))
+
+
+async def test_users_are_signed_outside_as_well(signer):
+    with signer.serve() as url:
+        made = await found_outside("c1", "n1", External(url, pem(signer.root)), CSR, wall_ms)
+        view, now_s = Snapshot.of([Cluster(id="c1"), made.authority], 1), wall_ms() / 1000
+        signatures, issued = Signatures(None, wall_ms), []
+
+        async def decide() -> None:
+            issued.append(users.add(view, "anna", "operator", CSR, 0.0, now_s, bytes(16), signatures.take))
+
+        await signatures.decided(decide)
+        (leaf,) = load_certificates(issued[0].chain)
+        assert holder_in(leaf) == Holder("c1", "operator", "anna")
+        ends_s = min(leaf.not_valid_after_utc.timestamp(), now_s + users.USER_LIFE_S)
+        assert issued[0].user.expires_ms == int(ends_s * 1000)
 
 
 async def test_what_was_fetched_and_not_used_is_bounded(signer, monkeypatch):
