@@ -3,7 +3,8 @@
     {"at_ms": …, "call": "Control/UpdateNode", "who": "user alice (admin)", "from": "10.0.0.7", "about": "…",
      "result": "done" | "failed: …" | "refused: …"}
 
-It stands where the call arrived, so a change that was handed on to the leader is written down by both. Specs are not in
+Who called is a certificate's holder, or the user of a machine: "uid 1000 on the local socket", and where another node
+hands it on "uid 1000 by node … (worker)". It stands where the call arrived, so a change that was handed on to the leader is written down by both. Specs are not in
 it: they may hold secrets. No tasks; a line is a write into the page cache.
 """
 
