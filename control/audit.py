@@ -4,8 +4,9 @@
      "result": "done" | "failed: …" | "refused: …"}
 
 Who called is a certificate's holder, or the user of a machine: "uid 1000 on the local socket", and where another node
-hands it on "uid 1000 by node … (worker)". It stands where the call arrived, so a change that was handed on to the leader
-is written down by both. Specs are not in it: they may hold secrets. No tasks; a line is a write into the page cache.
+hands it on "uid 1000 by node … (worker)". It stands where the call arrived, so a change that was handed on to the
+leader is written down by both. Specs are not in it: they may hold secrets. No tasks; a line is a write into the page
+cache.
 """
 
 from __future__ import annotations
