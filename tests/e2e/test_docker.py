@@ -62,7 +62,9 @@ def serve(cluster: Cluster, name: str, replicas: int, image: str, *rest: str) ->
 
 def containers(cluster: Cluster, host: str) -> list[str]:
     """The containers that run on a host, by name."""
-    return cluster.lab.exec(host, ["docker", "ps", "--format", "{{.Names}}"]).stdout.split()
+    done = cluster.lab.exec(host, ["docker", "ps", "--format", "{{.Names}}"])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def answered_by(cluster: Cluster, client: str, url: str, times: int) -> set[str]:
