@@ -102,7 +102,13 @@ def _step(of: Counter[T], what: T, step: int) -> None:
 def recycled(old: Services, new: Services) -> Services:
     """The new list, with the old values where they are equal to the new ones."""
     if len(old) == len(new):
-        return tuple(was if was is one or was == one else one for was, one in zip(old, new, strict=True))
+        others = [at for at in compress(count(), map(is_not, old, new)) if old[at] == new[at]]
+        if not others:
+            return new
+        found = list(new)
+        for at in others:
+            found[at] = old[at]
+        return tuple(found)
     known = {(int(one.address), one.protocol, one.port): one for one in old}
     before = (known.get((int(one.address), one.protocol, one.port)) for one in new)
     return tuple(was if was is not None and was == one else one for was, one in zip(before, new, strict=True))
