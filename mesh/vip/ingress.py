@@ -46,7 +46,7 @@ SKIP_PRIORITY = 1000
 RETURN_PRIORITY = 1001
 MAIN_RULE_PRIORITY = 32766  # of the rule for the main table, which the kernel makes
 
-_ICMP, _TCP, _ICMP6 = 1, 6, 58
+_ICMP, _TCP, _ICMP6, _SCTP = 1, 6, 58, 132
 LOOPBACK_INDEX = 1  # lo is the first device of every namespace
 
 _ADDRESSES = Map("addresses", "type ipv4_addr", (Kind.ADDRESS,))
@@ -83,6 +83,8 @@ _REFUSED = Chain(
     "refused",
     (
         f"meta l4proto {_TCP} reject with tcp reset",
+        # SCTP ends an association by nothing else, and tries for minutes. ICMPv6 has no like of it.
+        f"meta nfproto ipv4 meta l4proto {_SCTP} reject with icmp type prot-unreachable",
         "reject with icmpx type port-unreachable",
     ),
 )

@@ -25,6 +25,8 @@ from tests.vm.package import pack
 
 # A machine that is slower than this is not going to end: on two idle processors, emulated, it takes a third of it.
 LIMIT_S = 900.0
+# Tests of each run that are named with what they took.
+SLOWEST = 5
 BALANCERS = ("ipvs", "nftables")
 Lanes = tuple[tuple[tuple[str, tuple[str, ...]], ...], ...]
 
@@ -43,11 +45,11 @@ _ENCRYPTED = tuple(
 )
 _LANES: Lanes = (
     (
-        ("ipvs", _files("vip_paths", "vip_life", "vip_reconcile", "vip_schedulers", "vip_ipvs")),
+        ("ipvs", _files("vip_paths", "vip_life", "vip_reconcile", "vip_schedulers", "vip_ipvs", "vip_sctp")),
         ("nftables-encrypted", _ENCRYPTED),
     ),
     (
-        ("nftables", _files("vip_paths", "vip_life", "vip_ipv6")),
+        ("nftables", _files("vip_paths", "vip_life", "vip_sctp", "vip_ipv6")),
         ("ipvs-more", _files("vip_adoption", "vip_frames", "vip_moves", "ports_places", "vip_ipv6")),
     ),
 )
@@ -62,6 +64,8 @@ class Results:
 
     counts: Counter[str]
     failures: list[str]
+    seconds: float = 0.0
+    slowest: tuple[tuple[float, str], ...] = ()
 
 
 def lanes(chosen: tuple[str, ...], balancers: tuple[str, ...]) -> Lanes:
@@ -85,14 +89,38 @@ def job(wanted: Lanes) -> str:
 def read(file: Path) -> Results:
     """A JUnit file of pytest."""
     counts: Counter[str] = Counter()
-    failures = []
-    for case in ET.parse(file).getroot().iter("testcase"):
+    failures, took = [], []
+    root = ET.parse(file).getroot()
+    for case in root.iter("testcase"):
+        took.append((float(case.get("time", 0)), str(case.get("name"))))
         kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
         kind = "failed" if kinds & {"failure", "error"} else "skipped" if kinds else "passed"
         counts[kind] += 1
         if kind == "failed":
             failures.append(f"{case.get('classname')}::{case.get('name')}")
-    return Results(counts, failures)
+    seconds = sum(float(suite.get("time", 0)) for suite in root.iter("testsuite"))
+    return Results(counts, failures, seconds, tuple(sorted(took, reverse=True)[:SLOWEST]))
+
+
+def _told(results: Path, number: int, lane: tuple[tuple[str, tuple[str, ...]], ...]) -> bool:
+    """Tell how the runs of a lane went, and how long they took. Whether all of it is good."""
+    good, seconds = True, 0.0
+    for name, _ in lane:
+        file = results / f"{name}.xml"
+        if not file.exists():
+            print(f"vm: {name}: no results")
+            good = False
+            continue
+        found = read(file)
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(found.counts.items()))
+        slowest = ", ".join(f"{test} {took:.0f}" for took, test in found.slowest)
+        print(f"vm: {name}: {counted} in {found.seconds:.0f} s; the slowest: {slowest}")
+        for failure in found.failures:
+            print(f"vm: {name}: FAILED {failure}")
+        good = good and not found.failures and found.counts["passed"] > 0
+        seconds += found.seconds
+    print(f"vm: lane {number}: {seconds:.0f} s")
+    return good
 
 
 def main() -> int:
@@ -111,18 +139,7 @@ def main() -> int:
     except VmError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 2
-    good = outcome.status == 0
-    for name in (name for lane in wanted for name, _ in lane):
-        file = results / f"{name}.xml"
-        if not file.exists():
-            print(f"vm: {name}: no results")
-            good = False
-            continue
-        found = read(file)
-        print(f"vm: {name}: {', '.join(f'{count} {kind}' for kind, count in sorted(found.counts.items()))}")
-        for failure in found.failures:
-            print(f"vm: {name}: FAILED {failure}")
-        good = good and not found.failures and found.counts["passed"] > 0
+    good = all([outcome.status == 0, *(_told(results, number, lane) for number, lane in enumerate(wanted, 1))])
     took = f"{outcome.seconds:.0f} s, {outcome.boot_s:.0f} s to boot, {outcome.processor_s:.0f} s of processor time"
     print(f"vm: {'passed' if good else 'FAILED'}, {took}")
     if asked.keep:
