@@ -35,7 +35,7 @@ def test_keys_that_are_not_there():
         BackendFailed, match='the task t1 in etcd is encrypted with key "old", which this manager does not'
     ):
         BlobSeal(Keys([NEW]), "c1").unseal("task", "t1", 5, key_id, sealed)
-    with pytest.raises(BackendFailed, match="does not have: unlock it"):
+    with pytest.raises(BackendFailed, match="does not have: restore"):
         BlobSeal(PlainRing(), "c1").unseal("task", "t1", 5, key_id, sealed)
 
 
