@@ -195,6 +195,8 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         plan = await self._plan_anew(view) if whole or self._compiler is None else self._compiler.compile(view)
         expected, errors = plan != self._last, []
+        if self._last is not None and not expected:
+            plan = self._last  # the same object: the name server need not be told
         if whole or expected:
             with self._watch.quiet():
                 errors = await loop.run_in_executor(self._thread, self._kernel, plan, expected, whole)
