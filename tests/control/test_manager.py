@@ -97,6 +97,7 @@ class Pretender:
         self.records: dict[Key, Record] = {}
         self.states: dict[str, TaskState] = {}
         self._reports = 0
+        self._voice = asyncio.Lock()
 
     async def run(self) -> None:
         """One session, until it is cancelled or cut."""
@@ -111,13 +112,17 @@ class Pretender:
                     if message.WhichOneof("message") == "assignments":
                         self._take(message.assignments)
                         await self._work(call)
-                        await call.write(pb.NodeMessage(applied=pb.Applied(sequence=message.assignments.results_in)))
+                        await self._say(call, applied=pb.Applied(sequence=message.assignments.results_in))
                 beats.cancel()
 
     async def _beat(self, call: Any) -> None:
         while True:
             await asyncio.sleep(0.2)
-            await call.write(pb.NodeMessage(heartbeat=pb.Heartbeat()))
+            await self._say(call, heartbeat=pb.Heartbeat())
+
+    async def _say(self, call: Any, **message: Any) -> None:
+        async with self._voice:  # gRPC takes one message at a time
+            await call.write(pb.NodeMessage(**message))
 
     def _take(self, message: pb.Assignments) -> None:
         if message.applies_to == 0:
@@ -138,7 +143,7 @@ class Pretender:
                 changed[task.id] = msgspec.msgpack.encode(TaskStatus(state=wanted))
         if changed:
             self._reports += 1
-            await call.write(pb.NodeMessage(statuses=pb.StatusReport(number=self._reports, statuses=changed)))
+            await self._say(call, statuses=pb.StatusReport(number=self._reports, statuses=changed))
 
 
 class Lab:
