@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 
 from control.lifecycle import Writer
-from control.model import Task
+from control.model import KIND_OF, Object, Task
 from control.store import heap
 from control.store.backend import (
     Backend,
@@ -89,6 +89,7 @@ class Store:
         self._deferred = Deferred()
         self._catching_up = False  # a turn for that is on its way
         self._timer: asyncio.TimerHandle | None = None  # looks whether it is quiet
+        self._news: dict[str, asyncio.Future[bool]] = {}  # by kind
         self._history = History(self._durable)
         self._term: int | None = None
         self._leader = ""
@@ -148,6 +149,30 @@ class Store:
         if self._deferred:
             self._look()
         return self._history.watch(after)
+
+    def news(self, cls: type[Object]) -> asyncio.Future[bool]:
+        """Done when an object of this kind was written, and `view` has it; perhaps also for nothing. False: the end.
+
+        For those who wait for seldom things on every manager: unlike a watcher it lets all else be put off. Not to be
+        cancelled (`asyncio.shield`).
+        """
+        future = self._news.get(KIND_OF[cls])
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            if self._state is None:
+                self._news[KIND_OF[cls]] = future
+            else:
+                future.set_result(False)
+        return future
+
+    def _tell_news(self, kinds: Iterable[str], *, more: bool = True) -> None:
+        for kind in kinds:
+            future = self._news.pop(kind, None)
+            if future is not None and not future.done():
+                future.set_result(more)
+
+    def _is_news(self, commit: Committed) -> set[str]:
+        return self._news.keys() & {change.kind for change in commit.changes} if self._news else set()
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -316,6 +341,7 @@ class Store:
         self._view = view
         self._drop_pending()
         self._history.reset()
+        self._tell_news(tuple(self._news))
 
     def _committed(self, commit: Committed) -> None:
         if self._state is not None and not isinstance(self._state, StoreClosed):
@@ -333,6 +359,7 @@ class Store:
             self._view = self._view.apply(commit.version, events)
             self._drop_pending()
         self._history.append(Commit(commit.version, events))
+        self._tell_news(self._is_news(commit))
 
     # --- commits of others that nobody has looked at --------------------------------------------------------------
 
@@ -343,7 +370,7 @@ class Store:
         if not self._deferred and self._timer is None and self._state is None:
             self._wait_for_quiet(commit.version, asyncio.get_running_loop().time() + LAG_S)
         self._deferred.add(commit.version, commit.changes)
-        if self._history.watched:
+        if self._history.watched or self._is_news(commit):
             self._catch_up_soon()
 
     def _wait_for_quiet(self, version: int, latest_s: float) -> None:
@@ -452,6 +479,7 @@ class Store:
             self._state = StoreClosed("the store is closed: this manager is stopping")
             self._lead(None, "")
             self._history.end(None)
+            self._tell_news(tuple(self._news), more=False)
         return self._backend.close()
 
     def _fail(self, error: StoreError) -> None:
@@ -460,6 +488,7 @@ class Store:
             self._drop_pending()
             self._lead(None, "")
             self._history.end(error)
+            self._tell_news(tuple(self._news), more=False)
 
     def _check_open(self) -> None:
         if self._state is not None:

@@ -24,7 +24,6 @@ from control.server.edge import Edge
 from control.server.guard import Audit
 from control.server.quorum import survey
 from control.store.errors import Removed, StoreError
-from control.store.watch import Resync
 from mesh.daemon.identity import Identity
 from mesh.daemon.locker import Locker, LockerError
 
@@ -171,11 +170,11 @@ class Managing:
 
     async def _follow_lock(self, manager: Manager, locker: Locker) -> None:
         """Be locked with the cluster's unlock key, whenever that becomes another."""
-        watcher = manager.store.watch()
-        await self._lock(manager, locker)
-        async for item in watcher:
-            if isinstance(item, Resync) or any(isinstance(event.object, Cluster) for event in item.events):
-                await self._lock(manager, locker)
+        more = True
+        while more:
+            news = manager.store.news(Cluster)  # not a watcher: this is on every manager all the time
+            await self._lock(manager, locker)
+            more = await asyncio.shield(news)
 
     async def _lock(self, manager: Manager, locker: Locker) -> None:
         while cluster := next(iter(manager.store.view().all(Cluster)), None):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.lifecycle import Writer
-from control.model import Meta, Network, NetworkSpec
+from control.model import Meta, Network, NetworkSpec, Node, NodeDescription
 from control.store import rows, store
 from control.store.backend import Committed, Following, Leading
 from control.store.deferred import Deferred
@@ -102,6 +102,10 @@ def network_of(name: str, version: int) -> Network:
     return Network(id=name, spec=NetworkSpec(name=f"net-{name}"), meta=Meta(version=version))
 
 
+def node(name: str, number: int, version: int = 0) -> Node:
+    return Node(id=name, number=number, description=NodeDescription(hostname=name), meta=Meta(version=version))
+
+
 @pytest.fixture
 def busy(monkeypatch):
     """A look waits for three rows at most, and a turn makes two."""
@@ -186,6 +190,35 @@ async def test_who_watches_what_was_put_off_starts_over(busy):
         while item.version < 3:
             item = await anext(watcher)
     assert isinstance(item, Commit)
+
+
+async def test_who_waits_for_seldom_things_lets_others_be_put_off(busy, monkeypatch):
+    monkeypatch.setattr(store, "QUIET_S", 60.0)
+    opened, backend = await follower([node("n1", 1)])
+    news = opened.news(Node)
+    assert opened.news(Node) is news
+    write(backend, [str(i) for i in range(9)])
+    await asyncio.sleep(0.05)
+    assert not news.done()
+    assert opened._deferred
+    found = backend.rows["node", "n1"]
+    change = RowChange("node", "n1", found.version, rows.encode(node("n1", 7, backend.version + 1)))
+    backend.write(change)
+    async with asyncio.timeout(60):
+        assert await asyncio.shield(news)
+    assert opened._view.get(Node, "n1").number == 7
+    backend.elect()
+    async with asyncio.timeout(60):
+        await opened.leading()
+    news = opened.news(Node)
+    await opened.commit([Put(network_of("other", 0))], Writer.ORCHESTRATOR)
+    assert not news.done()
+    await opened.commit([Put(node("n2", 2))], Writer.ORCHESTRATOR)
+    assert news.done()
+    news = opened.news(Node)
+    await opened.close()
+    assert news.result() is False
+    assert opened.news(Node).result() is False
 
 
 async def test_a_barrier_waits_for_what_was_put_off(busy):
