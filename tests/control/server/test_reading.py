@@ -127,7 +127,7 @@ async def test_lists(filled: Any, kind: str, values: dict[str, Any], expected: l
         (
             "unicorn",
             {},
-            'there is no kind of object "unicorn": there are cluster, node, network, service, task, user',
+            'there is no kind of object "unicorn": there are cluster, node, network, service, task, user, attachment',
         ),
         ("node", {"id": ["x"] * 1001}, "more than 1000 filter values"),
     ],
