@@ -23,7 +23,7 @@ from control.ca.root import key_pem, load_certificate, load_key, new_key, pem
 
 USAGES = {
     "manager": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH],
-    **dict.fromkeys(("worker", "viewer", "operator", "admin"), [ExtendedKeyUsageOID.CLIENT_AUTH]),
+    **{role: [ExtendedKeyUsageOID.CLIENT_AUTH] for role in ("worker", "viewer", "operator", "admin")},
 }
 
 
