@@ -65,7 +65,7 @@ class Trust:
 
     def __init__(self, store: Store, edge: Edge, audit: Audit, wall_ms: Callable[[], int]) -> None:
         self._store, self._credentials, self._wall_ms = store, edge.credentials, wall_ms
-        self.guard = Guard(self._standing, audit, secure=True)
+        self._audit, self.guard = audit, Guard(self._standing, audit, secure=True)
         self.secure = edge.credentials is not None
         self._membership: ForwardingMembership | None = None
         self._door: EnrolmentServer | None = None
@@ -103,7 +103,11 @@ class Trust:
             raise Refusal("INVALID_ARGUMENT", "the request cannot be read") from error
         if not request.csr:
             raise Refusal("INVALID_ARGUMENT", "the request has no key to certify")
-        return (await self._membership.let_in(request, address)).SerializeToString()
+        reply = await self._membership.let_in(request, address)
+        # Refusals are in the log only: strangers shall not push others' lines out of the audit log.
+        who = f"user {request.user}" if request.user else f"node {reply.node_id} ({reply.role})"
+        self._audit("Membership/Join", who, address, "renewal" if request.user else "", "done")
+        return reply.SerializeToString()
 
     def _standing(self, who: Caller, certificate: bytes) -> Caller | str:
         return standing(self._store.view(), who, certificate, self._wall_ms() / 1000)

@@ -30,6 +30,8 @@ async def test_a_token_gives_its_role_and_nothing_else(tmp_path: Path) -> None:
             holder = holder_in(load_certificates(reply.certificate)[0])
             assert holder is not None
             assert (holder.role, holder.id, holder.cluster_id) == (role, reply.node_id, world.made.cluster_id)
+            line = f'"call":"Membership/Join","who":"node {reply.node_id} ({role})","from":"127.0.0.1"'
+            assert line in world.audit.read_text()
 
 
 async def test_bad_tokens_and_bad_requests_are_refused(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ async def test_a_user_renews_by_its_key_and_not_beyond_its_end(tmp_path: Path) -
         assert holder_in(after) == holder_in(before)
         assert after.serial_number != before.serial_number
         assert after.not_valid_after_utc == before.not_valid_after_utc
+        assert '"call":"Membership/Join","who":"user alice"' in world.audit.read_text()
         for name, key in (("alice", new_key()), ("bob", _key(mine))):
             with pytest.raises(Refusal, match=f'there is no user "{name}" with this key') as raised:
                 await renewed(world, name, key)
