@@ -30,25 +30,40 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=2000, help="per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--services", type=int, nargs="+", default=[1, 1000, 5000])
+    parser.add_argument("--throughput", action="store_true", help="between hosts, in place of connections on one")
+    parser.add_argument("--paths", type=int, default=99, help="with --throughput: only so many of the first")
     asked = parser.parse_args()
     results = prepare()
     try:
         subprocess.run(["gcc", "-O2", "-static", "-o", str(results / "vm_load"), str(_HERE / "vm_load.c")], check=True)
         pack(results / "code.tar", ours=("tests/bench/dataplane",))
         counts = " ".join(map(str, asked.services))
+        program = f"vm_guest.py {asked.connections} {asked.rounds} {counts}"
+        if asked.throughput:
+            program = f"vm_throughput.py {asked.rounds} {asked.paths}"
         job = (
             "cd /tmp && tar xf /run/results/code.tar && cd code || exit 1\n"
             "export PYTHONPATH=/tmp/code:/tmp/site PYTHONDONTWRITEBYTECODE=1\n"
-            f"python3 tests/bench/dataplane/vm_guest.py {asked.connections} {asked.rounds} {counts} 2>&1\n"
+            f"python3 tests/bench/dataplane/{program} 2>&1\n"
         )
         outcome = run(results, job, _LIMIT_S, memory_mb=3072, deterministic=True)
         lines = results / "bench.jsonl"
         found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     finally:
         shutil.rmtree(results, ignore_errors=True)
-    show(found)
+    (show_throughput if asked.throughput else show)(found)
     print(f"\n{outcome.seconds:.0f} s")
     return outcome.status or 0 if outcome.status is not None else 1
+
+
+def show_throughput(found: list[dict[str, Any]]) -> None:
+    """Print the table; ratios are to the bridge."""
+    rates = {one["throughput"]: one["gigabits"] for one in found}
+    base = next((rate for name, rate in rates.items() if "bridged" in name), None)
+    print("\n| path | Gbit/s, a nanosecond an instruction | of bridged |")
+    print("|---|---|---|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.3f} | {rate / base if base else 0:.3f} |")
 
 
 def show(found: list[dict[str, Any]]) -> None:
