@@ -61,6 +61,9 @@ INLINE_DEFERRED, PART_DEFERRED = 500, 250
 # Commits of another leader that nobody looks at are put off until there is none for QUIET_S, or for LAG_S at most: a
 # manager that takes over after ten seconds of more than it could ever follow has a second or two to do.
 QUIET_S, LAG_S = 0.25, 10.0
+# Then so many rows at a time, with a pause after them: it takes many turns of the loop to acknowledge what the leader
+# sends, and each would have to wait for a part, on a machine that is busy for long.
+PART_QUIET, PAUSE_S = 100, 0.01
 SETTLE_TASKS = 1_000  # below this the garbage collector is no matter
 
 
@@ -368,25 +371,25 @@ class Store:
             raise unordered(commit, max(self._view.version, self._deferred.version))
         self._drop_pending()
         if not self._deferred and self._timer is None and self._state is None:
-            self._wait_for_quiet(commit.version, asyncio.get_running_loop().time() + LAG_S)
+            self._wait_for_quiet(commit.version, asyncio.get_running_loop().time() + LAG_S, QUIET_S)
         self._deferred.add(commit.version, commit.changes)
         if self._history.watched or self._is_news(commit):
             self._catch_up_soon()
 
-    def _wait_for_quiet(self, version: int, latest_s: float) -> None:
-        """Look again a little later whether `version` is still the last one."""
+    def _wait_for_quiet(self, version: int, latest_s: float, wait_s: float) -> None:
+        """Look again a little later whether `version` is still the last one; then it is time for a part."""
         loop = asyncio.get_running_loop()
 
         def ring() -> None:
             self._timer = None
             if not self._deferred or self._state is not None:
                 return
-            if self._deferred.version == version or loop.time() >= latest_s:
-                self._catch_up_soon()
-            else:
-                self._wait_for_quiet(self._deferred.version, latest_s)
+            if self._deferred.version != version and loop.time() < latest_s:
+                self._wait_for_quiet(self._deferred.version, latest_s, QUIET_S)
+            elif self._catch_up(PART_QUIET) and self._deferred:
+                self._wait_for_quiet(self._deferred.version, latest_s, PAUSE_S)
 
-        self._timer = loop.call_later(QUIET_S, ring)
+        self._timer = loop.call_later(wait_s, ring)
 
     def _look(self) -> None:
         """Somebody does: a little is made now, more of it soon."""
