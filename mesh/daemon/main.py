@@ -7,6 +7,7 @@ adopts them. A failed component ends the process with its whole exception group,
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import logging
 import os
@@ -64,6 +65,7 @@ class StartError(Exception):
 
 def main() -> None:
     """Entry point of the `meshd` command."""
+    faulthandler.enable()  # a crash of native code (gRPC) says on standard error where it was
     forbid_dumps()
     if sys.argv[1:] and sys.argv[1] in offline.COMMANDS:
         _work_offline(sys.argv[1:])

@@ -12,11 +12,11 @@ from mesh.lab.image import BUSYBOX_IMAGE
 from mesh.lab.lab import Lab
 from tests.e2e.conftest import Cluster
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 REPLICAS, PER_HOST = 60, 20
 # Two cores start a container in a second or so, and other tests may want them.
-ALL_S = 300.0
+ALL_S = 600.0
 
 
 def test_sixty_replicas_and_sixty_containers_of_others() -> None:
