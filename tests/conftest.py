@@ -8,7 +8,11 @@ TESTS = Path(__file__).parent
 
 # Real daemons, engines and peers, with their own clocks, on however much of two cores they get. Pure tests have none:
 # there a failure that goes away is a defect all the same. At most six in a run (pyproject.toml), shown with tracebacks.
-REAL = ("e2e", "interop", "security", "control/processes", "control/conformance", "control/etcd", "control/transport")
+REAL = (
+    "e2e", "interop", "security", "mesh/daemon", "mesh/lab", "mesh/plugin", "mesh/executor", "control/conformance",
+    "control/etcd", "control/processes", "control/quorum", "control/server", "control/test_manager.py",
+    "control/test_managers.py", "control/transport",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
