@@ -7,7 +7,7 @@ APT_PACKAGES := python3 python3-venv nftables iproute2 util-linux iputils-ping d
 # What the tests compare with or run inside, besides: real Serf, etcd, Docker, other resolvers, a kernel with IPVS.
 APT_TEST_PACKAGES := serf etcd-server etcd-client openssl musl-tools mount dnsperf iperf3 docker.io \
 	qemu-system-x86 kmod cpio ipvsadm wireguard-go python3-cryptography gcc haproxy iptables nghttp2-client \
-	nmap testssl.sh
+	nmap testssl.sh docker-registry docker-compose systemd
 
 PREFIX := /opt/meshd
 
