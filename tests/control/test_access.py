@@ -63,7 +63,8 @@ REMOVALS: list[tuple[CertificateRole, str, str, bool]] = [
     ("worker", "node", "me", True), ("worker", "node", "other", False), ("worker", "service", "me", False),
     ("viewer", "service", "x", False), ("operator", "service", "x", True), ("operator", "network", "x", True),
     ("operator", "node", "x", False), ("operator", "user", "x", False), ("admin", "user", "x", True),
-    ("viewer", "user", "me", False), ("worker", "user", "me", False), ("admin", "node", "x", True), ("manager", "node", "x", True),
+    ("viewer", "user", "me", False), ("worker", "user", "me", False), ("admin", "node", "x", True),
+    ("manager", "node", "x", True),
 ]  # fmt: skip
 
 
