@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from mesh.cli import container
 from mesh.cli.complete import names
 from mesh.cli.errors import ExitCode, Failure
 from mesh.cli.options import DURATION, NAMED_PORT, NETWORK, PORTS, SIZE, Parsed
+from mesh.cli.pin import pinned_service
 from mesh.cli.session import Session, pass_session, retry_overtaken
 from mesh.cli.spec import changed_service, new_service, parse_signal
 from mesh.cli.text.pairs import parse_env_file
@@ -51,6 +52,7 @@ def _policy(name: str, actions: Sequence[str]) -> list[Decorator]:
 _SPEC: list[Decorator] = [
     click.option("--replicas", type=_COUNT, metavar="N", help="Number of tasks. [1]"),
     click.option("--image", help="Run containers of this image instead of processes."),
+    click.option("--no-resolve-image", is_flag=True, help="Ask no registry which image is meant: each node does."),
     click.option("--workdir", "-w", metavar="DIR", help="Working directory."),
     click.option("--user", "-u", metavar="NAME|UID[:GROUP]", help="Run as."),
     click.option("--hostname", help="Host name of each task. [<service>.<slot>]"),
@@ -164,7 +166,7 @@ def create(session: Session, /, command: Sequence[str], quiet: bool, wait_s: flo
     """
     flags["env_files"] = _env_files(flags.pop("env_file"))
     spec = new_service(flags, command[1:] if command[:1] == ("--",) else command, os.environ)
-    created = session.client().create_service(spec)
+    created = session.client().create_service(_resolved(session, spec, flags))
     for warning in created.warnings:
         session.warn(warning)
     click.echo(created.id)
@@ -203,12 +205,24 @@ def update(session: Session, /, name: str, quiet: bool, wait_s: float | None, **
       mesh service update --force api
     """
     client = session.client()
-    changed = change_service(
-        client, name, lambda spec: changed_service(spec, flags, os.environ, lambda n: client.get(Network, n).id)
-    )
+
+    def decide(spec: ServiceSpec) -> ServiceSpec:
+        made = changed_service(spec, flags, os.environ, lambda n: client.get(Network, n).id)
+        return _resolved(session, made, flags) if flags.get("image") else made
+
+    changed = change_service(client, name, decide)
     click.echo(name)
     if wait_s is not None:
         wait_for_service(session, changed.id, wait_s=wait_s, quiet=quiet, changed=changed)
+
+
+def _resolved(session: Session, spec: ServiceSpec, flags: Mapping[str, Any]) -> ServiceSpec:
+    if flags.get("no_resolve_image"):
+        return spec
+    spec, warning = pinned_service(spec)
+    if warning:
+        session.warn(warning)
+    return spec
 
 
 def change_service(client: Client, name: str, decide: Callable[[ServiceSpec], ServiceSpec]) -> Service:

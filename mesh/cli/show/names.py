@@ -44,7 +44,8 @@ def mode_name(spec: ServiceSpec) -> str:
 def runs(spec: TaskSpec, *, no_trunc: bool) -> str:
     """What a task runs: an image, or a command in quotes."""
     if spec.container is not None:
-        return spec.container.image
+        image = spec.container.image
+        return image if no_trunc else image.partition("@")[0] or image
     command = " ".join(spec.process.command) if spec.process is not None else ""
     return f'"{command if no_trunc else shorten(command, RUNS_LENGTH)}"'
 

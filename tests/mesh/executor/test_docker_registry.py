@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from docker.errors import ImageNotFound
 
-from control.model import RegistryAuth
+from control.model import ContainerSpec, RegistryAuth, ServiceSpec, TaskSpec
+from mesh.cli.pin import pinned_service
 from mesh.executor.docker.engine import Engine
 from mesh.executor.docker.executor import DockerExecutor
 from mesh.executor.protocol import ExecutorError, Exit
@@ -170,3 +171,33 @@ async def test_credentials_leave_nothing_at_the_engine(executor: DockerExecutor,
         said = json.dumps(client.inspect_container("api.1.t1"))
     assert RIGHT.username not in said
     await executor.remove("t1")
+
+
+def service(image: str, auth: RegistryAuth | None) -> ServiceSpec:
+    return ServiceSpec(name="s", task=TaskSpec(container=ContainerSpec(image=image, registry_auth=auth)))
+
+
+async def test_a_service_says_which_image_was_meant_when_it_was_made(
+    executor: DockerExecutor, registry: Registry
+) -> None:
+    spec, warning = pinned_service(service(f"{NAME}:1", RIGHT), registry.engine.socket)
+    assert warning == ""
+    assert spec.task.container is not None
+    assert spec.task.container.image == f"{NAME}:1@{registry.digest}"
+    assert await run(executor, spec.task.container.image, RIGHT) == Exit(0)
+    assert pinned_service(spec, registry.engine.socket) == (spec, "")
+
+
+def test_where_nobody_can_say_which_image_is_meant_the_user_hears_of_it(registry: Registry) -> None:
+    for auth, name in ((WRONG, f"{NAME}:1"), (RIGHT, f"{NAME}:2")):
+        spec, warning = pinned_service(service(name, auth), registry.engine.socket)
+        assert spec == service(name, auth)
+        assert f'image "{name}" is not pinned to a digest' in warning
+        assert WRONG.password not in warning
+    spec, warning = pinned_service(service(f"{NAME}:1", RIGHT), "/nowhere.sock")
+    assert spec == service(f"{NAME}:1", RIGHT)
+    assert "no Docker Engine here" in warning
+
+
+def test_an_image_that_is_in_no_registry_is_left_alone(registry: Registry) -> None:
+    assert pinned_service(service(IMAGE, None), registry.engine.socket) == (service(IMAGE, None), "")
