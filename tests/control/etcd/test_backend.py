@@ -435,5 +435,5 @@ async def test_with_a_key_nothing_readable_is_in_etcd(server):
     again = await opened(EtcdBackend(options(etcd), "c1", "n1", ring=ring))
     assert again.rows == seen.rows
     await again.backend.close()
-    with pytest.raises(BackendFailed, match="unlock it"):
+    with pytest.raises(BackendFailed, match="which this manager does not have"):
         await EtcdBackend(options(etcd), "c1", "n1").load()
