@@ -358,7 +358,8 @@ async def test_damage_anywhere_is_refused_or_harmless(directory):
             (directory / name).write_bytes(data)
             for other in snapshots:  # a bad one is removed when the other is enough
                 if not (directory / other).exists():
-                    pytest.fail(f"{other} is gone, though only {name} was damaged: {names(directory)}, {log.file.status()}")
+                    left = f"{names(directory)}, {log.file.status()}"
+                    pytest.fail(f"{other} is gone, though only {name} was damaged: {left}")
     assert refused == expected > 20
     assert not changed
 
