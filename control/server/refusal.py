@@ -41,7 +41,7 @@ _CODES: dict[type[StoreError], Code] = {
     PortConflict: "ALREADY_EXISTS",
     ForbiddenTransition: "FAILED_PRECONDITION",
     TooLarge: "INVALID_ARGUMENT",
-    Refused: "UNAVAILABLE",
+    Refused: "RESOURCE_EXHAUSTED",  # not UNAVAILABLE: who hands a call on would take the leader for lost
     NotLeader: "UNAVAILABLE",
     OutcomeUnknown: "UNAVAILABLE",
     StoreClosed: "UNAVAILABLE",
@@ -70,4 +70,5 @@ def mistaken(mistakes: Sequence[str]) -> None:
 
 def of_store(error: StoreError) -> Refusal:
     """What the store refuses, as told to a user."""
-    return Refusal(_CODES.get(type(error), "UNAVAILABLE"), str(error))
+    known = (_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
+    return Refusal(next(known, "UNAVAILABLE"), str(error))

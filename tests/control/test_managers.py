@@ -21,6 +21,7 @@ from control.rpc.control_pb2_grpc import ControlStub, DispatcherStub, Membership
 from control.server.hop import HOP, leader_said
 from control.server.quorum import nobody_leads, survey
 from control.store.backend import Image
+from control.store.disk import RealDisk
 from control.store.errors import Removed
 from control.store.fake import FakeBackend
 from tests.control.test_manager import Bootstrapped, bootstrap, description, until, wall_ms
@@ -213,6 +214,20 @@ async def test_a_manager_that_is_needed_may_not_go(tmp_path: Path) -> None:
             await first.control.UpdateNode(
                 pb.UpdateRequest(reference=first.node_id, spec=msgspec.msgpack.encode(NodeSpec(role="worker")))
             )
+
+
+async def test_what_a_full_leader_refuses_is_said_by_who_hands_the_call_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "the leader was lost; the change may still come to pass", though nothing of the kind was so."""
+    async with managers(tmp_path, 3) as (_, found):
+        monkeypatch.setattr(RealDisk, "free_bytes", lambda _: 3 << 20)
+        await until(lambda: all("MiB are free" in one.manager.quorum.look().message for one in found), "all are full")
+        for number, member in enumerate(found):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await member.control.CreateNetwork(network(f"n{number}"), timeout=15)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "only 3 MiB are free on the disk of" in str(refused.value.details())
 
 
 async def test_a_leader_that_is_demoted_hands_over(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from mesh.lab.lab import Lab
@@ -68,12 +70,18 @@ def test_a_manager_with_a_full_disk_hands_over_and_all_of_them_are_read_only(bar
     for host in others:
         fill(lab, host, LITTLE_MIB)
 
+    said: Counter[str] = Counter()
+
     def refused() -> bool:
-        cluster.mesh("network", "rm", "probe", host=others[0], check=False)
+        removed = cluster.mesh("network", "rm", "probe", host=others[0], check=False)
         done = cluster.mesh("network", "create", "probe", host=others[0], check=False)
+        said.update((f"rm: {removed.stderr}", f"create: {done.stderr}"))
         return done.returncode != 0 and "MiB are free on the disk of" in done.stderr
 
-    cluster.until("nothing can be created", refused, PATIENCE_S)
+    try:
+        cluster.until("nothing can be created", refused, PATIENCE_S)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{said}\n{[(host, free_mib(lab, host)) for host in cluster.hosts]}") from error
     assert cluster.mesh("network", "ls", host=others[0]).stdout.count("more") == 30
     cluster.mesh("network", "rm", "more7", host=others[1])
 
