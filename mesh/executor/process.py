@@ -259,5 +259,7 @@ def _run_shim(directory: Path) -> str:
         finally:
             os.close(status_end)
         # One line, written at once and shorter than a pipe's buffer.
-        ready, _, _ = select.select([answer], [], [], START_TIMEOUT_S)
+        poll = select.poll()  # select(2) knows descriptors below 1,024 only
+        poll.register(answer, select.POLLIN)
+        ready = poll.poll(START_TIMEOUT_S * 1000)
         return answer.readline().decode(errors="replace").strip() if ready else ""

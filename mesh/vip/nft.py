@@ -1,6 +1,7 @@
 """The door to nftables for changes: a text is made true in the namespace of the running thread, whole or not at all.
 
-Through libnftables by ctypes (0.3 ms for a small change), or where it is missing through the `nft` program (20 ms).
+Through libnftables by ctypes (0.3 ms for a small change), or where it is missing, or this process has very many files
+open, through the `nft` program (20 ms).
 A context of the library lives only until `release`: its socket would keep a deleted namespace alive. Closing it waits
 for the kernel to be done with what was deleted (some 15 ms), so it is done when nobody waits (`namespace.visit`).
 """
@@ -8,6 +9,7 @@ for the kernel to be done with what was deleted (some 15 ms), so it is done when
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import threading
@@ -17,6 +19,9 @@ from typing import Protocol
 _SONAME = "libnftables.so.1"
 # 10,000 services with 5 backends each take 0.6 s; a program that hangs must not hang the daemon.
 _PROGRAM_TIMEOUT_S = 60.0
+# libnftables waits for its socket by select(2), which ends the process if the descriptor is 1,024 or more. What other
+# threads open in the same moment comes on top of what is looked at before.
+_DESCRIPTOR_MAX = 896
 
 
 class VipError(Exception):
@@ -46,13 +51,14 @@ class Nft(Protocol):
 
 def find() -> Nft:
     """The library, or the program. Raises VipError when neither is there."""
+    program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    other = Program(program) if program is not None else None
     try:
-        return Library(_SONAME)
+        return Library(_SONAME, other)
     except OSError:
-        program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
-        if program is None:
+        if other is None:
             raise VipError("nftables is not installed: apt install nftables") from None
-        return Program(program)
+        return other
 
 
 class Library:
@@ -60,8 +66,9 @@ class Library:
 
     name = "libnftables"
 
-    def __init__(self, soname: str) -> None:
-        """Raises OSError when it is not there."""
+    def __init__(self, soname: str, otherwise: Nft | None = None) -> None:
+        """`otherwise` runs what this process has too many files open for. Raises OSError when it is not there."""
+        self._otherwise = otherwise
         library = ctypes.CDLL(soname)
         context = ctypes.c_void_p
         library.nft_ctx_new.restype, library.nft_ctx_new.argtypes = context, [ctypes.c_uint32]
@@ -77,6 +84,11 @@ class Library:
 
     def run(self, text: str) -> None:
         """See `Nft`."""
+        if _next_descriptor() > _DESCRIPTOR_MAX:
+            if self._otherwise is None:
+                raise VipError("too many files are open for libnftables, and the program nft is not installed")
+            self._otherwise.run(text)
+            return
         library = self._library
         context = library.nft_ctx_new(0)
         if not context:
@@ -127,6 +139,13 @@ class Program:
 
     def release(self) -> None:
         """See `Nft`: the program has ended."""
+
+
+def _next_descriptor() -> int:
+    """The number that the next file of this process gets."""
+    found = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(found)
+    return found
 
 
 def _reason(output: bytes | None) -> str:
