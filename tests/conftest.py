@@ -7,7 +7,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 # Real daemons, engines and peers, with their own clocks, on however much of two cores they get. Pure tests have none:
-# there a failure that goes away is a defect all the same. At most six in a run (pyproject.toml), shown with tracebacks.
+# there a failure that goes away is a defect all the same. At most ten in a run (pyproject.toml), shown with tracebacks.
 REAL = (
     "e2e", "interop", "security", "mesh/daemon", "mesh/lab", "mesh/plugin", "mesh/executor", "control/conformance",
     "control/etcd", "control/processes", "control/quorum", "control/server", "control/test_manager.py",
