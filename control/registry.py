@@ -1,4 +1,4 @@
-"""Images by registry, and what is said to registries: who may pull. Pure.
+"""Names of images, and what is said to their registries: who may pull. Pure.
 
 Credentials are part of a container's spec in the store and at the nodes that run its tasks, and nowhere else: whoever
 asks for a service or a task sees the registry's name alone (`concealed`). A spec that comes back like that means the
@@ -23,6 +23,20 @@ def registry_of(image: str) -> str:
     """The registry in an image's name: its first part, if that can be no part of a path."""
     first, slash, _ = image.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else DEFAULT_REGISTRY
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """(repository, tag or digest) of an image's name as a user writes it; the tag is "latest" if none is written."""
+    name, at, digest = reference.partition("@")
+    if at:
+        return name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name, digest
+    head, colon, tag = reference.rpartition(":")
+    return (head, tag) if colon and "/" not in tag else (reference, "latest")
+
+
+def is_pinned(reference: str) -> bool:
+    """Whether the name says exactly which image is meant."""
+    return "@" in reference
 
 
 def auth_mistakes(container: ContainerSpec) -> Iterator[str]:

@@ -7,12 +7,12 @@ no file; it is reported and ignored, and the next message of a manager replaces 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import msgspec
 
 from control.assignment import RecordKind, decode, encode
+from control.ca.disk import replace_file
 from mesh.agent.view import Assignments
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,5 @@ def load(path: Path) -> Assignments:
 def save(path: Path, assignments: Assignments) -> None:
     """Write the records. Raises OSError; what was there before is then still there."""
     rows = [_Row(kind, encode(record)) for (kind, _), record in assignments.records.items()]
-    temporary = path.with_suffix(".new")
     # They hold gossip's keys, and what tasks are started with: not for others, whatever the directory's mode.
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(msgspec.msgpack.encode(rows))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, msgspec.msgpack.encode(rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from control.model import ContainerSpec, RegistryAuth, ServiceSpec
+from control.registry import is_pinned, split_reference
 
 # A registry that does not answer by then would only be slow at each node, too.
 TIMEOUT_S = 10
@@ -17,7 +18,7 @@ TIMEOUT_S = 10
 def pinned_service(spec: ServiceSpec, socket: str = "") -> tuple[ServiceSpec, str]:
     """The spec with its image by digest; or as it is, and why, if anybody should know."""
     container = spec.task.container
-    if container is None or "@" in container.image or container.pull == "never":
+    if container is None or is_pinned(container.image) or container.pull == "never":
         return spec, ""
     digest, reason = _ask(container.image, container.registry_auth, socket)
     if not digest:
@@ -35,7 +36,7 @@ def _ask(image: str, auth: RegistryAuth | None, socket: str) -> tuple[str, str]:
     from docker.errors import APIError, DockerException, ImageNotFound
 
     from mesh.executor.docker.engine import DEFAULT_SOCKET
-    from mesh.executor.docker.plan import auth_config, split_reference
+    from mesh.executor.docker.plan import auth_config
 
     try:
         with APIClient(base_url=f"unix://{socket or DEFAULT_SOCKET}", version="auto", timeout=TIMEOUT_S) as client:

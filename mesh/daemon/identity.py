@@ -5,12 +5,11 @@ Its presence is what makes a daemon active after a restart. It holds the node's 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
-from control.ca.disk import CredentialsError, check_mode
+from control.ca.disk import CredentialsError, check_mode, replace_file
 from control.model import Role
 
 
@@ -48,19 +47,7 @@ def load(state_dir: Path) -> Identity | None:
 
 def save(state_dir: Path, identity: Identity) -> None:
     """Write the identity, durably. Raises OSError."""
-    path = state_dir / "identity.json"
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(identity)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # or the name may be lost with the power
-    finally:
-        os.close(directory)
+    replace_file(state_dir / "identity.json", msgspec.json.format(msgspec.json.encode(identity)))
 
 
 def forget(state_dir: Path) -> None:

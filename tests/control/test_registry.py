@@ -26,7 +26,7 @@ from control.model import (
     TaskSpec,
     TaskStatus,
 )
-from control.registry import VALUE_MAX, concealed, kept, registry_of, without_auth
+from control.registry import VALUE_MAX, concealed, is_pinned, kept, registry_of, split_reference, without_auth
 from control.server import services
 from control.server.objects import to_wire
 from control.store.tables import Snapshot
@@ -136,3 +136,20 @@ def test_only_nodes_with_its_tasks_are_told() -> None:
     told = {node: repr(msgspec.json.encode(list(assignments(tables, node).values()))) for node in ("n1", "n2")}
     assert "sesame" in told["n1"]
     assert "sesame" not in told["n2"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("nginx", ("nginx", "latest")),
+        ("nginx:1.27", ("nginx", "1.27")),
+        ("10.0.0.1:5000/a/b", ("10.0.0.1:5000/a/b", "latest")),
+        ("10.0.0.1:5000/a/b:2", ("10.0.0.1:5000/a/b", "2")),
+        ("a/b@sha256:00", ("a/b", "sha256:00")),
+        ("a/b:2@sha256:00", ("a/b", "sha256:00")),
+        ("10.0.0.1:5000/b@sha256:00", ("10.0.0.1:5000/b", "sha256:00")),
+    ],
+)
+def test_references_of_images(reference: str, parts: tuple[str, str]) -> None:
+    assert split_reference(reference) == parts
+    assert is_pinned(reference) == ("@" in reference)

@@ -19,6 +19,7 @@ from docker import APIClient
 from docker.errors import APIError, DockerException
 
 from control.model import RegistryAuth
+from control.registry import split_reference
 from mesh.executor.docker.plan import (
     OWNER_LABEL,
     Image,
@@ -26,7 +27,6 @@ from mesh.executor.docker.plan import (
     auth_config,
     read_image,
     read_state,
-    split_reference,
 )
 from mesh.executor.docker.pool import Pool
 from mesh.executor.protocol import ExecutorError

@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from control.model import ContainerSpec, HealthCheck, RegistryAuth
+from control.registry import is_pinned
 from mesh.executor import namespaces, netns, records
 from mesh.executor.docker import gate, plan
 from mesh.executor.docker.engine import Engine, EngineAway, EngineRefused
@@ -164,7 +165,7 @@ class DockerExecutor:
     async def _image(self, spec: ContainerSpec) -> Image:
         """The image that is to run, by now on this machine. Raises ExecutorError."""
         here = await self.engine.image(spec.image)
-        if here is not None and (spec.pull != "always" or plan.is_pinned(spec.image)):
+        if here is not None and (spec.pull != "always" or is_pinned(spec.image)):
             return here
         if spec.pull == "never":
             raise ExecutorError(f'image "{spec.image}" is not on this node, and may not be pulled')

@@ -208,17 +208,3 @@ def how_it_ended(state: State | None) -> Exit:
     if state.oom_killed:
         return Exit(state.exit_code or _KILLED, "it was killed for want of memory")
     return Exit(state.exit_code, state.error)
-
-
-def split_reference(reference: str) -> tuple[str, str]:
-    """(repository, tag or digest) of an image's name as a user writes it; the tag is "latest" if none is written."""
-    name, at, digest = reference.partition("@")
-    if at:
-        return name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name, digest
-    head, colon, tag = reference.rpartition(":")
-    return (head, tag) if colon and "/" not in tag else (reference, "latest")
-
-
-def is_pinned(reference: str) -> bool:
-    """Whether the name says exactly which image is meant."""
-    return "@" in reference

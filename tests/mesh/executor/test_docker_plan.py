@@ -64,23 +64,6 @@ def test_containers_without_networks_have_no_name_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "parts"),
-    [
-        ("nginx", ("nginx", "latest")),
-        ("nginx:1.27", ("nginx", "1.27")),
-        ("10.0.0.1:5000/a/b", ("10.0.0.1:5000/a/b", "latest")),
-        ("10.0.0.1:5000/a/b:2", ("10.0.0.1:5000/a/b", "2")),
-        ("a/b@sha256:00", ("a/b", "sha256:00")),
-        ("a/b:2@sha256:00", ("a/b", "sha256:00")),
-        ("10.0.0.1:5000/b@sha256:00", ("10.0.0.1:5000/b", "sha256:00")),
-    ],
-)
-def test_references_of_images(reference: str, parts: tuple[str, str]) -> None:
-    assert plan.split_reference(reference) == parts
-    assert plan.is_pinned(reference) == ("@" in reference)
-
-
-@pytest.mark.parametrize(
     ("said", "check"),
     [
         ({}, None),
