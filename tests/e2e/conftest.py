@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -111,10 +112,23 @@ def cluster(bare_lab: Lab) -> Cluster:
     return joined(bare_lab, "500ms")
 
 
-def joined(bare_lab: Lab, heartbeat: str) -> Cluster:
-    """A cluster of the hosts of a lab."""
+@contextlib.contextmanager
+def with_engines(kind: str, hosts: int = 2, heartbeat: str = "") -> Iterator[Cluster]:
+    """As `cluster`, of hosts that have a Docker Engine each; `kind` begins the lab's name."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lab = Lab(f"{kind}{os.getpid()}")
+    try:
+        lab.up(hosts, engines=True)
+        yield joined(lab, heartbeat)
+    finally:
+        lab.down()
+
+
+def joined(bare_lab: Lab, heartbeat: str = "") -> Cluster:
+    """A cluster of the hosts of a lab, with the network "web"; the usual heartbeat, if it names none."""
     made = Cluster(bare_lab, tuple(bare_lab.hosts()))
-    made.mesh("init", "--dispatcher-heartbeat", heartbeat)
+    made.mesh("init", *(("--dispatcher-heartbeat", heartbeat) if heartbeat else ()))
     token = made.mesh("token", "show", "worker", "-q").stdout.strip()
     for host in made.hosts[1:]:
         made.mesh("join", "--token", token, f"{bare_lab.address('h1')}:7377", host=host)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mesh.lab.image import BUSYBOX_IMAGE, LAB_IMAGE, PYTHON, SERVER
-from mesh.lab.lab import ROOT, Lab
-from tests.e2e.conftest import Cluster
+from mesh.lab.lab import ROOT
+from tests.e2e.conftest import Cluster, with_engines
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -37,20 +37,9 @@ def test_the_demo_works_with_containers() -> None:
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Two hosts with engines as one cluster, with the network "web"."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"dtest{os.getpid()}")
-    try:
-        lab.up(2, engines=True)
-        made = Cluster(lab, tuple(lab.hosts()))
-        made.mesh("init")  # with the usual heartbeat: a daemon that is killed and started anew loses no tasks
-        token = made.mesh("token", "show", "worker", "-q").stdout.strip()
-        made.mesh("join", "--token", token, f"{lab.address('h1')}:7377", host="h2")
-        made.until("all nodes are ready", made.ready)
-        made.mesh("network", "create", "web")
+    # With the usual heartbeat: a daemon that is killed and started anew loses no tasks.
+    with with_engines("dtest") as made:
         yield made
-    finally:
-        lab.down()
 
 
 def serve(cluster: Cluster, name: str, replicas: int, image: str, *rest: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mesh.lab.image import BUSYBOX_IMAGE
-from mesh.lab.lab import Lab
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, with_engines
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -20,21 +18,8 @@ ALL_S = 600.0
 
 
 def test_sixty_replicas_and_sixty_containers_of_others() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"many{os.getpid()}")
-    try:
-        lab.up(3, engines=True)
-        cluster = Cluster(lab, tuple(lab.hosts()))
-        cluster.mesh("init")
-        token = cluster.mesh("token", "show", "worker", "-q").stdout.strip()
-        for host in ("h2", "h3"):
-            cluster.mesh("join", "--token", token, f"{lab.address('h1')}:7377", host=host)
-        cluster.until("all nodes are ready", cluster.ready)
-        cluster.mesh("network", "create", "web")
+    with with_engines("many", hosts=3) as cluster:
         try_many(cluster)
-    finally:
-        lab.down()
 
 
 def try_many(cluster: Cluster) -> None:

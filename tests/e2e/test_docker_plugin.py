@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
 from mesh.lab.image import BUSYBOX_IMAGE, LAB_IMAGE, PYTHON, SERVER
-from mesh.lab.lab import Lab
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, with_engines
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -21,22 +19,10 @@ SERVE = (PYTHON, "-I", "-S", SERVER, "--port", "80")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two hosts with engines as one cluster, with the network "web"."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"ptest{os.getpid()}")
-    try:
-        lab.up(2, engines=True)
-        made = Cluster(lab, tuple(lab.hosts()))
-        made.mesh("init", "--dispatcher-heartbeat", "500ms")
-        token = made.mesh("token", "show", "worker", "-q").stdout.strip()
-        made.mesh("join", "--token", token, f"{lab.address('h1')}:7377", host="h2")
-        made.until("all nodes are ready", made.ready)
-        made.mesh("network", "create", "web")
+    with with_engines("ptest", heartbeat="500ms") as made:
         for host in made.hosts:
             made.until(f"{host} has the network", lambda host=host: "web" in networks(made, host))
         yield made
-    finally:
-        lab.down()
 
 
 def docker(cluster: Cluster, host: str, *command: str) -> str:

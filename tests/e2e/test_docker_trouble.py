@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mesh.lab.image import BUSYBOX_IMAGE, LAB_IMAGE, PYTHON, SERVER
-from mesh.lab.lab import MESHD, Lab
-from tests.e2e.conftest import Cluster
+from mesh.lab.lab import MESHD
+from tests.e2e.conftest import Cluster, with_engines
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -23,20 +22,8 @@ PLUGIN = "/run/docker/plugins/mesh.sock"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two hosts with engines as one cluster, with the network "web"."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"ttest{os.getpid()}")
-    try:
-        lab.up(2, engines=True)
-        made = Cluster(lab, tuple(lab.hosts()))
-        made.mesh("init")
-        token = made.mesh("token", "show", "worker", "-q").stdout.strip()
-        made.mesh("join", "--token", token, f"{lab.address('h1')}:7377", host="h2")
-        made.until("all nodes are ready", made.ready)
-        made.mesh("network", "create", "web")
+    with with_engines("ttest") as made:
         yield made
-    finally:
-        lab.down()
 
 
 def once(cluster: Cluster, name: str, *options: str, command: tuple[str, ...] = (), image: str = BUSYBOX_IMAGE) -> None:

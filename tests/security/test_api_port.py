@@ -33,6 +33,7 @@ from control.server.doorkeeper import UNPROVED_MAX, Doorkeeper
 from control.server.edge import Edge
 from control.server.guard import Guard
 from tests.security import h2
+from tests.security.attacker import ended
 
 NOW = time.time_ns() / 1e9
 CLUSTER = "c" * 25
@@ -360,24 +361,13 @@ async def test_a_thousand_half_open_connections_are_bounded_and_in_nobodys_way()
                     while keeper.ended < 1000 - UNPROVED_MAX:  # gRPC takes them one by one
                         keeper.look()
                         await asyncio.sleep(0.05)
-                    while not _ended(opened[0]):  # gRPC has closed it
+                    while not ended(opened[0]):  # gRPC has closed it
                         await asyncio.sleep(0.05)
                 assert await call(first, "Control", "List") == "UNIMPLEMENTED"
                 assert keeper.ended <= 1000 - UNPROVED_MAX + 10, "those that were proved are not among them"
         finally:
             for sock in opened:
                 sock.close()
-
-
-def _ended(sock: socket.socket) -> bool:
-    try:
-        while sock.recv(4096):
-            pass
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 async def test_the_doorkeeper_looks_by_itself_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
