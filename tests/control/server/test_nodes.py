@@ -259,7 +259,7 @@ async def test_there_are_two_tokens(manager: Any, kit: Any) -> None:
 # --- errors of the store ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("outcome", "code"), [("refused", "UNAVAILABLE"), ("unknown, done", "UNAVAILABLE")])
+@pytest.mark.parametrize(("outcome", "code"), [("refused", "RESOURCE_EXHAUSTED"), ("unknown, done", "UNAVAILABLE")])
 async def test_a_store_that_cannot_write(kit: Any, outcome: str, code: str) -> None:
     async with kit.serving([kit.cluster(), kit.node(1)], dispatch=False) as manager:
         manager.backend.next_outcomes(outcome)
