@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mesh.lab.lab import ROOT
-from mesh.lab.machine import difference, snapshot
+from tests.alone import REPOSITORY, alone
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -21,8 +21,9 @@ MESH = str(Path(sys.executable).with_name("mesh"))
 def test_the_demo_shows_the_main_job_and_leaves_nothing() -> None:
     name = f"demo{os.getpid()}"
     done = subprocess.run(
-        [MESH, "lab", "--name", name, "demo"], capture_output=True, text=True, timeout=200, check=False
-    )
+        alone(MESH, "lab", "--name", name, "demo"),
+        capture_output=True, text=True, timeout=200, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     for step in ("lab", "cluster", "services", "inside", "outside", "no task here", "failure"):
         assert f"\n{step} " in done.stdout
@@ -33,14 +34,8 @@ def test_the_demo_shows_the_main_job_and_leaves_nothing() -> None:
 @pytest.mark.parametrize("when", ["=== cluster", "=== inside", "=== failure"])
 def test_an_interrupted_demo_leaves_nothing(when: str) -> None:
     name = f"demo{os.getpid()}"
-    before = snapshot(name)
-    demo = subprocess.Popen([MESH, "lab", "--name", name, "demo"], stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if line.startswith(when):
-            break
-    demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=60)
-    assert demo.returncode == 130
-    assert difference(before, snapshot(name)) == []
+    command = alone(sys.executable, "-m", "tests.e2e.interrupted", when, MESH, "lab", "--name", name, "demo")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"exit": 130, "left": []}
     assert not (ROOT / name).exists()

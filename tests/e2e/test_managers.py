@@ -164,6 +164,8 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
              "--listen-peer-urls=http://127.0.0.1:2380", "--log-level=error"],
         )  # fmt: skip
         with running(command, environment):
+            ask = ["etcdctl", f"--endpoints=http://{CLIENT_ADDRESS}:2379", "endpoint", "health"]
+            Cluster(lab, ()).until("etcd answers", lambda: lab.exec(CLIENT, ask).returncode == 0)
             cluster = managed(lab, managers=2)
             cluster.serve("api", 2, "--network", "web")
             before = history(cluster, "h2")

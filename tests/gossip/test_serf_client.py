@@ -82,7 +82,7 @@ def test_events_and_queries_by_stream(client: SerfClient, real: RealAgent) -> No
         client.event("deploy", b"\x00\xff", coalesce=False)  # others are held back for a while
         record = next(records)
         assert (record["Event"], record["Name"], record["Payload"]) == ("user", "deploy", b"\x00\xff")
-        answers = client.query("ping", b"?", ack=True, timeout_s=1.0)
+        answers = client.query("ping", b"?", ack=True, timeout_s=5.0)  # asked for until then
         record = next(records)
         other.respond(record["ID"], b"pong")
         assert list(answers) == [("ack", "real", b""), ("response", "real", b"pong")]

@@ -13,23 +13,19 @@ import pytest
 
 from mesh.lab.lab import Lab
 from mesh.lab.machine import difference
+from tests.alone import REPOSITORY, alone
 from tests.mesh.lab.test_lab import processes
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
-REPOSITORY = Path(__file__).parents[3]
 STEPS_MAX = 40
 
-# Run where nobody else changes anything: in a network, mount and process namespace of its own.
 LIFE = """
 import json, os, subprocess, sys
 from pathlib import Path
-from mesh.executor import namespaces
 from mesh.lab.lab import Daemon, Lab
 from mesh.lab.machine import snapshot
 name, root = sys.argv[1], Path(sys.argv[2])
-namespaces.release("/tmp")  # what others mount, and then remove, would go from our sight as well
-namespaces.own_run()
 subprocess.run(["nft", "add", "table", "inet", "somebody"], check=True)
 before = snapshot(name, root)
 lab = Lab(name, root)
@@ -51,9 +47,8 @@ other.down()
 
 
 def test_after_its_life_the_machine_is_as_before(tmp_path: Path) -> None:
-    alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     done = subprocess.run(
-        [*alone, sys.executable, "-c", LIFE, f"leaks-{os.getpid()}", str(tmp_path / "labs")],
+        alone(sys.executable, "-c", LIFE, f"leaks-{os.getpid()}", str(tmp_path / "labs")),
         capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
