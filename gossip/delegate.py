@@ -86,6 +86,10 @@ class Delegate(Protocol):
         """
         ...
 
+    def has_broadcasts(self) -> bool:
+        """Whether `broadcasts` would have something for an empty packet. Asked after each packet: must be cheap."""
+        ...
+
     def local_state(self, join: bool) -> bytes:
         """What to send in a push/pull; `join`: it is the first one with that cluster."""
         ...
@@ -187,6 +191,9 @@ class NullDelegate:
     def broadcasts(self, overhead: int, limit: int) -> Sequence[bytes]:
         del overhead, limit
         return ()
+
+    def has_broadcasts(self) -> bool:
+        return False
 
     def local_state(self, join: bool) -> bytes:
         del join

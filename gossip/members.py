@@ -16,6 +16,8 @@ from gossip.wire import encode_node_state
 # many random tries nearly always find them, and if not all of them are looked at after all.
 _SCAN_BELOW = 64
 _TRIES = 24
+# Whom gossip goes to is drawn from this part of those that it went to longest ago.
+_TURNS_SHARE = 4
 
 Fits = Callable[[Member], bool]
 
@@ -46,6 +48,7 @@ class Members:
         self._by_name: dict[str, Member] = {me.name: me}
         self._names: list[str] = []  # of the others, in the order of probes
         self._next = 0
+        self._turns: list[str] = []  # of the others, who was told something longest ago first
         self._alive = 1 if me.state <= State.SUSPECT else 0
         self._random = source
         self._me = me.name
@@ -78,12 +81,15 @@ class Members:
         names.append(member.name)
         at = self._random.randrange(len(names))
         names[at], names[-1] = names[-1], names[at]
+        self._turns.insert(self._random.randrange(len(names)), member.name)
 
     def bootstrap(self, members: Collection[Member]) -> None:
         """Many at once, as a simulation begins."""
         self._by_name.update((member.name, member) for member in members if member.name != self._me)
         self._names = [name for name in self._by_name if name != self._me]
         self._random.shuffle(self._names)
+        self._turns = self._names.copy()
+        self._random.shuffle(self._turns)
         self._alive = sum(member.state <= State.SUSPECT for member in self._by_name.values())
 
     def next_probe(self, is_over: Fits) -> tuple[Member | None, list[Member]]:
@@ -107,6 +113,7 @@ class Members:
             self._encoded.drop(member)
         if reaped:
             self._names = [name for name in self._names if name in self._by_name]
+            self._turns = [name for name in self._turns if name in self._by_name]
         self._random.shuffle(self._names)
         self._next = 0
         return reaped
@@ -120,6 +127,23 @@ class Members:
             member = self._by_name[self._random.choice(self._names)]
             if fits(member):
                 found[member.name] = member
+                if len(found) == count:
+                    return list(found.values())
+        return self._scan(count, fits)
+
+    def in_turn(self, count: int, fits: Fits) -> list[Member]:
+        """At most `count` different others that fit: random ones of the quarter that was chosen here longest ago.
+
+        So what is sent a dozen times in a row goes to a dozen different ones, which at random ones it does not.
+        """
+        turns = self._turns
+        found: dict[str, Member] = {}
+        window = len(turns) // _TURNS_SHARE or 1
+        for _ in range(min(len(turns), _TRIES)):
+            name = turns.pop(int(self._random.random() * window))
+            turns.append(name)
+            if fits(member := self._by_name[name]):
+                found[name] = member
                 if len(found) == count:
                     return list(found.values())
         return self._scan(count, fits)

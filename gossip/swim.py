@@ -7,6 +7,7 @@ Whoever drives it calls `receive` for each packet, `accept_stream` and `finish_s
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -58,6 +59,7 @@ class Swim:
             self._rules.reaped, self._syncer.sync_with,
         )  # fmt: skip
         self._random = source
+        self._next_gossip_s = math.inf
 
     @property
     def counts(self) -> Counter[str]:
@@ -81,18 +83,21 @@ class Swim:
         self._rules.announce(replace(self.me, since_s=now))
         self._prober.start(now)
         self._syncer.start(now)
-        self._timers.at(now + self._random.random() * self.config.profile.gossip_interval_s, self._gossip)
+        self._next_gossip_s = now + self._random.random() * self.config.profile.gossip_interval_s
 
     def bootstrap(self, members: Collection[Member]) -> None:
         """Know these from the start, without a word: a simulation begins with a cluster that has formed."""
         self._members.bootstrap(members)
 
     def deadline(self) -> float:
-        """When `wake` wants to be called."""
-        return self._timers.deadline()
+        """When `wake` wants to be called; it may be past, if there is news and nothing was told for a while."""
+        due_s = self._timers.deadline()
+        return self._next_gossip_s if self._next_gossip_s < due_s and self._has_news() else due_s
 
     def wake(self, now: float) -> None:
         self._timers.run(now)
+        if self._next_gossip_s <= now and self._has_news():
+            self._gossip(now)
 
     def drain(self) -> list[Output]:
         """What is to be sent, in order."""
@@ -168,9 +173,21 @@ class Swim:
         """A stream that `drain` asked for is over: its answer (None if none was asked for), or why there is none."""
         self._outbox.finish(token, message, failure, now)
 
+    def _has_news(self) -> bool:
+        """Whether there is anything to gossip. Most of the time there is not, and nobody need wake up for it."""
+        outbox = self._outbox
+        return bool(
+            len(outbox.broadcasts)
+            or outbox.hold_back
+            or self._delegate.has_broadcasts()
+            or self._rules.accuses
+            or self._prober.links.any_degraded
+            or self.udp_blocked
+        )
+
     def _gossip(self, now: float) -> None:
         profile = self.config.profile
-        self._timers.at(now + profile.gossip_interval_s, self._gossip)
+        self._next_gossip_s = now + profile.gossip_interval_s
         self._rules.send_accusations(now)
         self._outbox.hold_back = self.udp_blocked and not self._rules.leaving
         if self._outbox.hold_back:
@@ -181,7 +198,7 @@ class Swim:
             return member.state <= State.SUSPECT or (member.since_s > dead_since_s)
 
         nothing_left = False
-        for member in self._members.some(profile.gossip_nodes, fits):
+        for member in self._members.in_turn(profile.gossip_nodes, fits):
             if self._prober.links.is_degraded(member.name) and member.state is State.ALIVE:
                 if not self._outbox.hold_back:
                     self._syncer.carry(now, member)

@@ -18,17 +18,22 @@ class Links:
 
     def __init__(self) -> None:
         self._detours: dict[str, int] = {}
+        self._degraded: set[str] = set()
         self._in_a_row: dict[str, None] = {}
         self._count = 0
 
     @property
     def degraded(self) -> list[str]:
         """Members that only detours lead to."""
-        return sorted(name for name, count in self._detours.items() if count >= DETOURS_MAX)
+        return sorted(self._degraded)
+
+    @property
+    def any_degraded(self) -> bool:
+        return bool(self._degraded)
 
     def is_degraded(self, name: str) -> bool:
         """Whether only detours lead to this member."""
-        return self._detours.get(name, 0) >= DETOURS_MAX
+        return name in self._degraded
 
     def blocked(self, others: int) -> bool:
         """Whether this node's own UDP leads nowhere; `others`: how many could have answered."""
@@ -36,16 +41,19 @@ class Links:
 
     def direct(self, name: str) -> None:
         """A member answered a probe itself, by UDP."""
-        self._detours.pop(name, None)
+        self.forget(name)
         self._in_a_row.clear()
         self._count = 0
 
     def detour(self, name: str) -> None:
         """It answered, but not so."""
         self._detours[name] = min(self._detours.get(name, 0) + 1, DETOURS_MAX)
+        if self._detours[name] == DETOURS_MAX:
+            self._degraded.add(name)
         self._count = min(self._count + 1, BLOCKED_PROBES)
         if len(self._in_a_row) < BLOCKED_PEERS:
             self._in_a_row[name] = None
 
     def forget(self, name: str) -> None:
         self._detours.pop(name, None)
+        self._degraded.discard(name)

@@ -246,6 +246,11 @@ class Rules:
         if now >= self._accused_s.get(known.name, -math.inf) + ACCUSE_AGAIN_S:
             self._to_accuse[known.name] = address
 
+    @property
+    def accuses(self) -> bool:
+        """Whether `send_accusations` has something to do."""
+        return bool(self._to_accuse)
+
     def send_accusations(self, now: float) -> None:
         """Some of those that wait; to be called at each tick of gossip."""
         for name in list(self._to_accuse)[:ACCUSE_PER_TICK]:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_LINK = struct.Struct("=BxHiII")  # family, device type, index, flags, changed flags
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ATTRIBUTE = struct.Struct("=HH")
-_GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR = 26, 24, 3, 2
+_GET_ROUTE, _NEW_ROUTE, _DELETE_ROUTE, _DONE, _ERROR = 26, 24, 25, 3, 2
+_NEW_LINK, _GET_LINK, _NAME = 16, 18, 3
 _REQUEST, _ACKNOWLEDGE, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 _REPLACE, _CREATE = 0x100, 0x400
 _SCOPE_LINK, _ON_LINK = 253, 4
+_ANY_SCOPE = 255  # else, of routes to a link, none is found
 _TO, _DEVICE, _GATEWAY, _SOURCE, _METRICS, _CACHE_INFO = 1, 4, 5, 7, 8, 12
 _MTU = 2  # of the metrics
 _EXPIRES_AT = 8  # in what the kernel tells of a route that it has made for one address
@@ -93,6 +96,30 @@ def replacement(one: Dumped, table: int, protocol: int, sequence: int) -> bytes:
         body += _attribute(_DEVICE, one.device.to_bytes(4, sys.byteorder))
     flags = _REQUEST | _ACKNOWLEDGE | _CREATE | _REPLACE
     return _HEADER.pack(_HEADER.size + len(body), _NEW_ROUTE, flags, sequence, 0) + body
+
+
+def removal(one: Dumped, table: int, protocol: int, sequence: int) -> bytes:
+    """Remove the route to a destination, whatever its device; to be acknowledged."""
+    to, _, bits = one.destination.partition("/")
+    body = _ROUTE.pack(10 if ":" in to else 2, int(bits), 0, 0, table, protocol, _ANY_SCOPE, one.type, 0)
+    if int(bits):
+        body += _attribute(_TO, ip_address(to).packed)
+    return _HEADER.pack(_HEADER.size + len(body), _DELETE_ROUTE, _REQUEST | _ACKNOWLEDGE, sequence, 0) + body
+
+
+def request_device(name: str, sequence: int) -> bytes:
+    """Ask for a device by its name."""
+    text = name.encode() + b"\0"
+    body = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_NAME, text) + bytes(-len(text) % 4)
+    return _HEADER.pack(_HEADER.size + len(body), _GET_LINK, _REQUEST, sequence, 0) + body
+
+
+def read_device(data: bytes, sequence: int) -> int | None:
+    """The number of the device; None when there is none of that name."""
+    _, kind, _, number, _ = _HEADER.unpack_from(data)
+    if kind != _NEW_LINK or number != sequence:
+        return None
+    return int(_LINK.unpack_from(data, _HEADER.size)[2])
 
 
 def read_errors(data: bytes) -> Iterator[tuple[int, int]]:

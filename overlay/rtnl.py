@@ -38,7 +38,6 @@ _NO_NUMBER = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED, as pyroute2 reads it
 _FAMILIES = (_IPV4, _IPV6)
 _NODAD = 0x02  # IFA_F_NODAD: in use at once; nobody else is given our addresses
 _MAIN_TABLE = 254
-_ANY_SCOPE = 255
 _IFF_UP = 1
 _SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
 # The kernel answers at once or never; never must not hang the daemon.
@@ -47,6 +46,8 @@ _RECEIVE_BYTES = 65536  # twice what the kernel puts into one datagram of a dump
 _DUMP_ATTEMPTS = 5
 # Changes in one datagram; their answers fit the socket's buffer, at 1.3 KB of memory each.
 _BATCH = 64
+# What the kernel says when something is to be removed that is not there.
+_GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 _NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
 _ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _ROUTE_NUMBERS = {name: number for number, name in _ROUTE_TYPES.items()}
@@ -122,10 +123,12 @@ class Namespace:
 
     def index_of(self, name: str) -> int:
         """The number of a device. Raises OSError when it is not there."""
-        found: list[int] = list(self._route.link_lookup(ifname=name))
-        if not found:
+        self._sequence += 1
+        self._dumps.send(routewire.request_device(name, self._sequence))
+        found = routewire.read_device(self._dumps.recv(_RECEIVE_BYTES), self._sequence)
+        if found is None:
             raise OSError(errno.ENODEV, f"there is no device {name}")
-        return found[0]
+        return found
 
     def number_of(self, other: Namespace) -> int | None:
         """The number by which this namespace knows another; None when it knows it not."""
@@ -255,13 +258,18 @@ class Namespace:
             raise OSError(error, os.strerror(error))
 
     def _replace(self, routes: list[tuple[Route, int | None]], protocol: int) -> dict[Route, int]:
+        return self._change(routes, lambda one, number: routewire.replacement(one, _MAIN_TABLE, protocol, number))
+
+    def _change(
+        self, routes: list[tuple[Route, int | None]], message: Callable[[Dumped, int], bytes]
+    ) -> dict[Route, int]:
         asked: dict[int, Route] = {}
         data = b""
         for route, index in routes:
             self._sequence += 1
             asked[self._sequence] = route
             one = Dumped(route.destination, _ROUTE_NUMBERS[route.type], index or 0, route.via, route.source)
-            data += routewire.replacement(one, _MAIN_TABLE, protocol, self._sequence)
+            data += message(one, self._sequence)
         self._dumps.send(data)
         found: dict[Route, int] = {}
         while len(found) < len(asked):
@@ -271,16 +279,12 @@ class Namespace:
         return found
 
     def delete_route(self, route: Route, protocol: int) -> None:
-        """Remove a route."""
-        with _unless_gone():
-            self._route.route(
-                "del",
-                dst=route.destination,
-                proto=protocol,
-                type=route.type,
-                table=_MAIN_TABLE,
-                scope=_ANY_SCOPE,  # else, of those to a link, none is found
-            )
+        """Remove a route. Raises OSError."""
+        errors = self._change(
+            [(route, None)], lambda one, number: routewire.removal(one, _MAIN_TABLE, protocol, number)
+        )
+        if (error := errors[route]) not in (0, *_GONE):
+            raise OSError(error, os.strerror(error))
 
     def set_neighbour(self, index: int, address: str, mac: str) -> None:
         """A permanent neighbour."""
@@ -405,7 +409,7 @@ def _unless_gone() -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        if error.code not in (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL):
+        if error.code not in _GONE:
             raise
 
 

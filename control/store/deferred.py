@@ -38,6 +38,11 @@ class Deferred:
     def __bool__(self) -> bool:
         return bool(self.version)  # also with a commit that changes nothing in the end
 
+    @property
+    def working(self) -> bool:
+        """Whether a round has begun and is not over."""
+        return self._base is not None
+
     def add(self, version: int, changes: Sequence[RowChange]) -> None:
         """One more commit. Raises BackendFailed if it removes what never was."""
         self.version = version

@@ -386,8 +386,10 @@ class Store:
                 return
             if self._deferred.version != version and loop.time() < latest_s:
                 self._wait_for_quiet(self._deferred.version, latest_s, QUIET_S)
-            elif self._catch_up(PART_QUIET) and self._deferred:
+            elif self._catch_up(PART_QUIET) and self._deferred.working:
                 self._wait_for_quiet(self._deferred.version, latest_s, PAUSE_S)
+            elif self._deferred:  # what came while a round was worked off is for the next one
+                self._wait_for_quiet(self._deferred.version, loop.time() + LAG_S, QUIET_S)
 
         self._timer = loop.call_later(wait_s, ring)
 

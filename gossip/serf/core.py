@@ -282,6 +282,10 @@ class SerfCore:
                 taken += part
         return taken
 
+    def has_broadcasts(self) -> bool:
+        """Whether somebody has still to be told something."""
+        return self._membership is not None and bool(len(self.intents) or len(self.queries) or len(self.events))
+
     def local_state(self, join: bool) -> bytes:
         """Clocks, status times, those who left, recent events."""
         del join

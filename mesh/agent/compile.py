@@ -24,7 +24,7 @@ from dns.plan import Address, DnsPlan, NetworkNames, ServiceNames
 from mesh.agent import fragments
 from mesh.agent.fragments import Net
 from mesh.agent.view import Assignments, LocalTask, Rumours, View
-from mesh.vip.plan import PublishedPort, RouterPlan, VipPlan, VirtualService
+from mesh.vip.plan import PublishedPort, ReturnPath, RouterPlan, VipPlan, VirtualService
 from overlay import names
 from overlay.plan import LocalEndpoint, OverlayNetwork, OverlayPlan, RemoteEndpoint
 from overlay.plan import Peer as OverlayPeer
@@ -125,6 +125,7 @@ class _Place:
     services: dict[str, ServiceEntry] = field(default_factory=dict)
     behind: dict[str, list[str]] = field(default_factory=dict)  # keys of endpoints by service, in order
     pieces: _Pieces = field(default_factory=_Pieces)
+    ways_back: tuple[ReturnPath, ...] | None = None
     overlay: OverlayNetwork | None = None
     router: RouterPlan | None = None
     published: tuple[PublishedPort, ...] = ()
@@ -230,7 +231,8 @@ class Compiler:
     def _network(self, network_id: str, now: Network | None) -> None:
         place = self._places.setdefault(network_id, _Place())
         place.net = fragments.net_of(now)
-        place.pieces, place.overlay, place.router, place.published, place.names = _Pieces(), None, None, (), None
+        place.pieces, place.ways_back, place.overlay, place.router = _Pieces(), None, None, None
+        place.published, place.names = (), None
         self._endpoints |= {(network_id, key) for key in place.endpoints}
         self._services |= {(network_id, service_id) for service_id in place.services}
         self._tidy(network_id)
@@ -335,7 +337,9 @@ class Compiler:
         pieces = place.pieces
         place.overlay = fragments.overlay_network(net, pieces.local.all(), pieces.remote.all())
         services = pieces.services.all() + pieces.hosted.all()
-        place.router = fragments.router(view, net, self._peers.values(), pieces.own.all(), services)
+        if place.ways_back is None:  # as long as no node comes or goes: then all is made anew
+            place.ways_back = fragments.ways_back(view, net, self._peers.values())
+        place.router = fragments.router(view, net, place.ways_back, pieces.own.all(), services)
         place.published = tuple(fragments.published(net, (*pieces.ports.all(), *pieces.host_ports.all())))
         place.names = fragments.network_names(net, pieces.names.all())
 

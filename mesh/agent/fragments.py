@@ -255,7 +255,7 @@ def hosted_services(view: View, net: Net, endpoint: Endpoint) -> Iterable[Virtua
 def router(
     view: View,
     net: Net,
-    peers: Iterable[Peer],
+    ways_back: tuple[ReturnPath, ...],
     local_tasks: tuple[Address, ...],
     services: tuple[VirtualService, ...],
 ) -> RouterPlan:
@@ -270,12 +270,17 @@ def router(
         uplink_address=uplink.router_address,
         masquerade=not net.record.spec.internal,
         local_tasks=local_tasks,
-        return_paths=tuple(_return_path(p, net) for p in peers if p.node_id != view.node_id),
+        return_paths=ways_back,
         services=services,
         subnet6=net.subnet6,
         gateway6=net.gateway6,
         uplink_address6=uplink.router_address6 if net.subnet6 is not None else None,
     )
+
+
+def ways_back(view: View, net: Net, peers: Iterable[Peer]) -> tuple[ReturnPath, ...]:
+    """To the other nodes."""
+    return tuple(_return_path(p, net) for p in peers if p.node_id != view.node_id)
 
 
 def router_netns(view: View, net: Net) -> str:

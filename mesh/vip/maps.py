@@ -368,6 +368,11 @@ def table(chains: Iterable[str]) -> Table:
 
     The elements come as `edits`.
     """
+    return _table(frozenset(chains))
+
+
+@lru_cache(maxsize=64)  # of the routers of a node: a change seldom needs another chain
+def _table(chains: frozenset[str]) -> Table:
     found: dict[str, Chain] = {}
     waiting = list(chains)
     while waiting:

@@ -92,16 +92,16 @@ class Map:
     declaration: str
     key: tuple[Kind, ...]
     value: tuple[Kind, ...] = ()
+    shape: Shape = field(init=False, compare=False, repr=False)  # what the kernel says of a map declared so
+
+    def __post_init__(self) -> None:
+        """Once and not for each comparison with the kernel."""
+        object.__setattr__(self, "shape", Shape(_length(self.key), _length(self.value), self.value == (Kind.CHAIN,)))
 
     @property
     def noun(self) -> str:
         """What nft calls it."""
         return "map" if self.value else "set"
-
-    @property
-    def shape(self) -> Shape:
-        """What the kernel says of a map declared so."""
-        return Shape(_length(self.key), _length(self.value), self.value == (Kind.CHAIN,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,26 @@ class Hook:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldChain:
+    """A chain as the kernel has it. The tag of a rule that is not ours reads ""; `accepts` is its policy."""
+
+    hook: Hook | None
+    accepts: bool
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """A chain with its rules as text; the policy of base chains is always accept."""
 
     name: str
     rules: tuple[str, ...]
     hook: Hook | None = None
+    held: HeldChain = field(init=False, compare=False, repr=False)  # as the kernel has it
+
+    def __post_init__(self) -> None:
+        """Once and not for each comparison with the kernel."""
+        object.__setattr__(self, "held", HeldChain(self.hook, accepts=True, tags=tuple(map(tag, self.rules))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +147,6 @@ class Table:
     def __add__(self, other: Table) -> Table:
         """Both together; their names must differ."""
         return Table(self.maps + other.maps, self.chains + other.chains, {**self.elements, **other.elements})
-
-
-@dataclass(frozen=True, slots=True)
-class HeldChain:
-    """A chain as the kernel has it. The tag of a rule that is not ours reads ""; `accepts` is its policy."""
-
-    hook: Hook | None
-    accepts: bool
-    tags: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -205,7 +210,7 @@ def compatible(held: Held, wanted: Table) -> bool:
 
 
 def _same_base(held: HeldChain, wanted: Chain) -> bool:
-    return held.accepts and held.hook == wanted.hook
+    return held is wanted.held or (held.accepts and held.hook == wanted.hook)
 
 
 def own_edits(held: Held, wanted: Table) -> list[Edit]:
@@ -232,7 +237,7 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     edits = [one for one in edits if one.delete or one.add]
     obsolete_chains = sorted(held.chains.keys() - {c.name for c in wanted.chains})
     obsolete_maps = sorted(held.maps.keys() - {m.name for m in wanted.maps})
-    changed = [c for c in wanted.chains if _tags(c) != (held.chains[c.name].tags if c.name in held.chains else ())]
+    changed = [c for c in wanted.chains if not _is_held(c, held.chains.get(c.name))]
     lines += [_declared_map(m) for m in wanted.maps if m.name not in held.maps]
     lines += [_declared_chain(c) for c in wanted.chains if c.name not in held.chains]
     for one in edits:
@@ -273,7 +278,7 @@ def advance(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Held:
         content.update(one.add)
     return Held(
         maps={m.name: m.shape for m in wanted.maps},
-        chains={c.name: HeldChain(c.hook, accepts=True, tags=_tags(c)) for c in wanted.chains},
+        chains={c.name: c.held for c in wanted.chains},
         elements=elements,
     )
 
@@ -281,8 +286,8 @@ def advance(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Held:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _tags(chain: Chain) -> tuple[str, ...]:
-    return tuple(tag(rule) for rule in chain.rules)
+def _is_held(wanted: Chain, held: HeldChain | None) -> bool:
+    return held is wanted.held or wanted.held.tags == (held.tags if held is not None else ())
 
 
 def _noun(shape: Shape) -> str:

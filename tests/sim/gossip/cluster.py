@@ -43,6 +43,9 @@ class Recorder(NullDelegate):
         taken, self.to_all = self.to_all, []
         return taken
 
+    def has_broadcasts(self) -> bool:
+        return bool(self.to_all)
+
     def local_state(self, join: bool) -> bytes:
         return self.state
 
@@ -181,7 +184,7 @@ class Cluster:
         due_s = node.swim.deadline()
         if due_s < node.wake_s:
             node.wake_s = due_s
-            self.after(due_s - self.now, self._waker(node))
+            self.after(max(0.0, due_s - self.now), self._waker(node))
 
     def _waker(self, node: Node) -> Callable[[], None]:
         due_s, life = node.wake_s, node.life
