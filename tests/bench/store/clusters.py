@@ -20,6 +20,8 @@ FOLLOWERS = 2
 # and what is measured is not who leads. Costs and saves nothing otherwise.
 PATIENT = replace(OPTIONS, election_ticks=100)
 
+SWITCH_INTERVAL_S = 0.0005  # as mesh.daemon.main has it, which would bring all of the daemon with it
+
 
 @dataclass
 class Opened:

@@ -16,7 +16,7 @@ from control.quorum.backend import Network, RaftBackend
 from control.quorum.seat import Seat, enrol
 from control.store.store import Store
 from control.transport.service import listening
-from tests.bench.store.clusters import PATIENT
+from tests.bench.store.clusters import PATIENT, SWITCH_INTERVAL_S
 
 
 async def main(directory: str, node_id: str, seat: str, port: str, leader: str) -> None:
@@ -31,4 +31,5 @@ async def main(directory: str, node_id: str, seat: str, port: str, leader: str) 
 
 
 if __name__ == "__main__":
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the daemon does
     asyncio.run(main(*sys.argv[1:]))

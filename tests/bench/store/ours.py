@@ -23,7 +23,7 @@ from control.lifecycle import TaskState, Writer
 from control.model import NetworkAttachment, ProcessSpec, Task, TaskAddress, TaskSpec, TaskStatus
 from control.store.store import Store
 from control.store.txn import Put
-from tests.bench.store.clusters import KINDS, Opened
+from tests.bench.store.clusters import KINDS, SWITCH_INTERVAL_S, Opened
 
 CLIENTS = 100
 BATCHERS = 20
@@ -237,6 +237,7 @@ async def restart(name: str, directory: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the daemon does
     if sys.argv[1] == "--restart":
         print(json.dumps(asyncio.run(restart(sys.argv[2], Path(sys.argv[3])))))
     else:
