@@ -213,7 +213,7 @@ def demo(ctx: click.Context, hosts: int, executor: str) -> None:
     """Show the main job end to end, and leave the machine as it was."""
     from mesh.cli.text.table import table
     from mesh.lab.demo import Demo
-    from mesh.lab.machine import difference, snapshot
+    from mesh.lab.machine import difference, is_of_a_lab, snapshot
 
     made = _lab(ctx)
     if ctx.meta["lab"] == "lab" and made.exists():
@@ -226,12 +226,17 @@ def demo(ctx: click.Context, hosts: int, executor: str) -> None:
         finally:
             click.echo("\n=== clean-up: everything is removed again")
             made.down()
-    left = difference(before, snapshot(made.name))
+    changed = difference(before, snapshot(made.name))
+    left = [line for line in changed if is_of_a_lab(line)]
+    if left:
+        result = f"{len(left)} things are left"
+    else:
+        result = "nothing is left; other things changed meanwhile" if changed else "the machine is as before"
     rows = [[r.step, r.result, f"{r.seconds:.1f} s"] for r in show.rows]
-    rows.append(["clean-up", "the machine is as before" if not left else f"{len(left)} things are left", ""])
+    rows.append(["clean-up", result, ""])
     click.echo("\n" + table(["STEP", "RESULT", "TOOK"], rows), nl=False)
-    for line in left:
-        click.echo(f"left over: {line}", err=True)
+    for line in changed:
+        click.echo(f"{'left over' if is_of_a_lab(line) else 'changed meanwhile'}: {line}", err=True)
     ctx.exit(ExitCode.FAILED if left else ExitCode.OK)
 
 

@@ -20,6 +20,9 @@ _LOOKS: Mapping[str, tuple[str, ...]] = {
     "named namespaces": ("ip", "netns", "list"),
     "nftables": ("nft", "--stateless", "list", "ruleset"),
 }
+# Kinds of which only what is a lab's is looked at. A lab is in namespaces of its own: of the other kinds it has nothing
+# here, and the tests compare them where nobody else is (tests/alone.py).
+_OF_LABS = ("processes", "control groups", "directories")
 _OURS = (
     "mesh/lab/init.py",
     f"dockerd --data-root={ROOT}",
@@ -44,6 +47,11 @@ def snapshot(lab: str = "lab", root: Path = ROOT) -> dict[str, frozenset[str]]:
     seen["control groups"] = frozenset(str(path) for place in groups for path in Path("/sys/fs/cgroup").glob(place))
     seen["directories"] = frozenset([str(root / lab)] if (root / lab).exists() else [])
     return seen
+
+
+def is_of_a_lab(line: str) -> bool:
+    """Whether a line of `difference` is about something that only labs make; the rest may be anybody's."""
+    return line.partition(":")[0] in _OF_LABS
 
 
 def difference(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mesh.lab.lab import Lab
-from mesh.lab.machine import difference
+from mesh.lab.machine import difference, is_of_a_lab
 from tests.alone import REPOSITORY, alone
 from tests.mesh.lab.test_lab import processes
 
@@ -57,6 +57,7 @@ def test_after_its_life_the_machine_is_as_before(tmp_path: Path) -> None:
     # While it is up, only processes and groups show: nothing of it is in the machine's own namespaces.
     changed = {line.partition(":")[0] for line in difference(before, during)}
     assert changed == {"processes", "control groups", "directories"}
+    assert all(map(is_of_a_lab, difference(before, during)))
     assert len(during["processes"] - before["processes"]) == 5  # the first ones of switch, client and hosts
     assert not (tmp_path / "labs").exists()
 
@@ -82,3 +83,12 @@ def test_down_finds_all_there_is_wherever_up_was_killed(tmp_path: Path) -> None:
         if steps:
             break
     assert 8 < steps < STEPS_MAX
+
+
+def test_what_others_do_meanwhile_is_not_taken_for_a_labs() -> None:
+    before = {"links": frozenset({"lo"}), "processes": frozenset[str]()}
+    after = {"links": frozenset({"lo", "veth7"}), "processes": frozenset({"7 bin/meshd"})}
+    assert [(line, is_of_a_lab(line)) for line in difference(before, after)] == [
+        ("links: + veth7", False),
+        ("processes: + 7 bin/meshd", True),
+    ]

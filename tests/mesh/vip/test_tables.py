@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -54,6 +55,15 @@ class World:
         removed = text == rules.removal()
         self.held = None if removed else rules.advance(None, self.wanted, rules.own_edits(Held(), self.wanted))
         self.number += 1 + self.between
+
+    def edit(self, edits: list[Edit], generation: int) -> None:
+        assert edits
+        if generation != self.number:
+            raise OSError(errno.ERESTART, "others came between")
+        try:
+            self.run(rules.edited(edits))
+        except VipError as error:
+            raise OSError(errno.ENOENT, "no such element") from error
 
     def release(self) -> None:
         pass
