@@ -12,6 +12,7 @@ from gossip.delegate import Address, Delegate, Membership
 from gossip.keyring import KeyRing
 from gossip.packet import LABEL_MAX, Envelope
 from gossip.service import Service, bind
+from gossip.snapshot import address_before
 from gossip.swim import Swim
 from gossip.swim_ports import SwimConfig, first_incarnation
 
@@ -31,6 +32,7 @@ class SocketNetwork:
         self._envelope = Envelope(ring, label)
         self._loop = asyncio.get_running_loop()
         self._service: Service | None = None
+        self._former = address_before(settings.snapshot, settings.name) if settings.snapshot is not None else None
         self._swim = self._core(settings.address.port)
 
     def _core(self, port: int) -> Swim:
@@ -42,6 +44,7 @@ class SocketNetwork:
             first_incarnation(self._unix_s),
             settings.profile,
             settings.compression,
+            former=self._former,
         )
         return Swim(config, self._delegate, self._source, self._envelope, self._loop.time())
 

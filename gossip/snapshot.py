@@ -90,6 +90,16 @@ def parse(text: str, *, rejoin_after_leave: bool) -> State:
     return state
 
 
+def address_before(path: Path, name: str) -> Address | None:
+    """Where a node was when it last wrote its snapshot; None if that cannot be read, or does not say."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(FILE_MAX_BYTES)
+    except OSError:
+        return None
+    return parse(text, rejoin_after_leave=True).alive.get(name)
+
+
 class SnapshotFile:
     """The file, open for appending. Errors of the disk are kept in `error` and do not stop the node."""
 

@@ -37,6 +37,7 @@ class SwimConfig(msgspec.Struct, frozen=True):
     profile: Profile = LAN
     compress: bool = True  # streams; packets are filled before they would be compressed, which gains little
     versions: bytes = VERSIONS
+    former: Address | None = None  # where this node was when it last ran, if that was elsewhere
 
 
 class SendPacket(msgspec.Struct, frozen=True, gc=False):

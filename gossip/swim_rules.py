@@ -27,6 +27,9 @@ MEMBERS_MAX = 16384
 ACCUSE_AGAIN_S = 1.0  # to one member; what is lost is said again as the stale alive is heard again
 ACCUSE_PER_TICK = 50  # after a mass restart thousands are due at once
 ANNOUNCE_AGAIN_S = 1.0  # this node, to those who accuse one that it was before
+# Who is at the address where this node was before is this node itself, for so long after the start: then all have heard
+# of it. Who still says that later is a copy of this machine, and that is a conflict.
+FORMER_S = 60.0
 
 
 class Watcher(Protocol):
@@ -111,6 +114,9 @@ class Rules:
 
     def _alive_of_me(self, said: Member, source: Address | None, now: float) -> None:
         me = self._members.me
+        if self.is_former(said, now):
+            self.retire(said.incarnation)
+            return
         if self.leaving or said.incarnation < me.incarnation:
             return
         if said.address != me.address:
@@ -200,6 +206,25 @@ class Rules:
         """This node as it is from now on, to everybody."""
         self._members.put(member)
         self._tell(member.name, encode(alive_of(member)))
+
+    def is_former(self, said: Member, now: float) -> bool:
+        """Whether this is what this node was before, at another address."""
+        me = self._members.me
+        if self._config.former in (None, me.address) or now >= me.since_s + FORMER_S:
+            return False
+        return (said.name, said.address) == (me.name, self._config.former)
+
+    def retire(self, incarnation: int) -> None:
+        """Somebody takes this node for what it was before, elsewhere: that one has left, and here is the one of now.
+
+        Else others would wait until they miss it, and this one would lose its name to it by a vote. Who has left may
+        come back elsewhere at once; with memberlist, who failed may not at all.
+        """
+        me = self._members.me
+        if self.leaving or not self._plausible(incarnation, me):
+            return
+        self._outbox.broadcasts.queue(encode(Dead(incarnation, me.name, me.name)), (me.name, self._config.former))
+        self.announce(replace(me, incarnation=max(me.incarnation, incarnation + 1)))
 
     def leave(self, now: float) -> None:
         """Everybody is told; what is said about this node is no longer refuted."""

@@ -125,6 +125,8 @@ class Syncer:
                     self._rules.alive(alive_of(node), None, now)
                 case State.LEFT:
                     self._rules.dead(Dead(node.incarnation, node.name, node.name), None, now)
+                case State.SUSPECT | State.DEAD if self._rules.is_former(node, now):
+                    self._rules.retire(node.incarnation)
                 case State.SUSPECT | State.DEAD:  # what others say is dead is not dead yet: it may refute
                     self._rules.suspect(Suspect(node.incarnation, node.name, me), None, now)
         if said.state:
