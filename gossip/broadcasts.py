@@ -65,6 +65,14 @@ class Broadcasts:
         """Whether a message about this subject still has to be sent."""
         return subject in self._by_subject
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is a message that was never sent."""
+        heap = self._heap
+        while heap and not heap[0][3].live:
+            heapq.heappop(heap)
+        return bool(heap) and not heap[0][0]
+
     def take(self, overhead: int, limit: int, transmits: int) -> list[bytes]:
         """Messages for one packet: at most `limit` bytes, each counted with `overhead`; each is sent `transmits` times.
 

@@ -86,8 +86,11 @@ class Delegate(Protocol):
         """
         ...
 
-    def has_broadcasts(self) -> bool:
-        """Whether `broadcasts` would have something for an empty packet. Asked after each packet: must be cheap."""
+    def has_broadcasts(self, fresh: bool) -> bool:
+        """Whether `broadcasts` would have something for an empty packet; `fresh`: something that was never sent.
+
+        Asked after each packet: must be cheap.
+        """
         ...
 
     def local_state(self, join: bool) -> bytes:
@@ -192,7 +195,8 @@ class NullDelegate:
         del overhead, limit
         return ()
 
-    def has_broadcasts(self) -> bool:
+    def has_broadcasts(self, fresh: bool) -> bool:
+        del fresh
         return False
 
     def local_state(self, join: bool) -> bytes:

@@ -19,6 +19,9 @@ RETRANSMIT_MORE, RETRANSMIT_MORE_FROM = 4, 100
 # Probes begun in the time that one may take. memberlist begins one; with two a death is suspected 0.2 to 0.9 s sooner
 # at 5 to 40 nodes (docs/decisions/0024), for one ping more a second. What a probe is given is as before.
 PROBES_PER_INTERVAL = 2
+# What was never told is told this many times sooner than the next turn of gossip is due. Each message is still sent so
+# many times and no more, so this costs packets, not messages.
+FRESH_SHARE = 4
 # Push/pull is done less often in larger clusters: doubled for each doubling above this many.
 PUSH_PULL_SCALE_FROM = 32
 
@@ -35,6 +38,7 @@ class Profile(msgspec.Struct, frozen=True):
     retransmit_floor: int = RETRANSMIT_FLOOR
     gossip_interval_s: float = 0.2
     gossip_nodes: int = 3
+    fresh_share: int = FRESH_SHARE
     gossip_to_dead_s: float = 30.0
     push_pull_interval_s: float = 30.0
     stream_timeout_s: float = 10.0
@@ -46,6 +50,11 @@ class Profile(msgspec.Struct, frozen=True):
     def probe_period_s(self) -> float:
         """From the beginning of a probe that succeeds to that of the next."""
         return self.probe_interval_s / PROBES_PER_INTERVAL
+
+    @property
+    def fresh_interval_s(self) -> float:
+        """Between two turns of gossip, when there is news."""
+        return self.gossip_interval_s / self.fresh_share
 
     def suspicion_min_s(self, nodes: int) -> float:
         """How long a suspicion lasts when enough others confirm it."""

@@ -59,7 +59,7 @@ class Swim:
             self._rules.reaped, self._syncer.sync_with,
         )  # fmt: skip
         self._random = source
-        self._next_gossip_s = math.inf
+        self._gossiped_s = math.inf  # never, before the start
 
     @property
     def counts(self) -> Counter[str]:
@@ -83,7 +83,7 @@ class Swim:
         self._rules.announce(replace(self.me, since_s=now))
         self._prober.start(now)
         self._syncer.start(now)
-        self._next_gossip_s = now + self._random.random() * self.config.profile.gossip_interval_s
+        self._gossiped_s = now - self._random.random() * self.config.profile.gossip_interval_s
 
     def bootstrap(self, members: Collection[Member]) -> None:
         """Know these from the start, without a word: a simulation begins with a cluster that has formed."""
@@ -91,12 +91,11 @@ class Swim:
 
     def deadline(self) -> float:
         """When `wake` wants to be called; it may be past, if there is news and nothing was told for a while."""
-        due_s = self._timers.deadline()
-        return self._next_gossip_s if self._next_gossip_s < due_s and self._has_news() else due_s
+        return min(self._timers.deadline(), self._gossip_due_s())
 
     def wake(self, now: float) -> None:
         self._timers.run(now)
-        if self._next_gossip_s <= now and self._has_news():
+        if self._gossip_due_s() <= now:
             self._gossip(now)
 
     def drain(self) -> list[Output]:
@@ -173,21 +172,25 @@ class Swim:
         """A stream that `drain` asked for is over: its answer (None if none was asked for), or why there is none."""
         self._outbox.finish(token, message, failure, now)
 
-    def _has_news(self) -> bool:
-        """Whether there is anything to gossip. Most of the time there is not, and nobody need wake up for it."""
-        outbox = self._outbox
-        return bool(
+    def _gossip_due_s(self) -> float:
+        """When to gossip: soon if there is news, never if there is nothing, as most of the time."""
+        outbox, delegate = self._outbox, self._delegate
+        if outbox.broadcasts.fresh or delegate.has_broadcasts(fresh=True):
+            return self._gossiped_s + self.config.profile.fresh_interval_s
+        if (
             len(outbox.broadcasts)
             or outbox.hold_back
-            or self._delegate.has_broadcasts()
+            or delegate.has_broadcasts(fresh=False)
             or self._rules.accuses
             or self._prober.links.any_degraded
             or self.udp_blocked
-        )
+        ):
+            return self._gossiped_s + self.config.profile.gossip_interval_s
+        return math.inf
 
     def _gossip(self, now: float) -> None:
         profile = self.config.profile
-        self._next_gossip_s = now + profile.gossip_interval_s
+        self._gossiped_s = now
         self._rules.send_accusations(now)
         self._outbox.hold_back = self.udp_blocked and not self._rules.leaving
         if self._outbox.hold_back:

@@ -282,9 +282,10 @@ class SerfCore:
                 taken += part
         return taken
 
-    def has_broadcasts(self) -> bool:
-        """Whether somebody has still to be told something."""
-        return self._membership is not None and bool(len(self.intents) or len(self.queries) or len(self.events))
+    def has_broadcasts(self, fresh: bool) -> bool:
+        """Whether somebody has still to be told something; `fresh`: something that nobody was told yet."""
+        queues = (self.intents, self.queries, self.events)
+        return self._membership is not None and any(queue.fresh if fresh else len(queue) for queue in queues)
 
     def local_state(self, join: bool) -> bytes:
         """Clocks, status times, those who left, recent events."""

@@ -101,3 +101,23 @@ def test_who_answers_at_an_address() -> None:
     table.put(member("dead", 9000, state=State.DEAD))
     assert table.answers_at(Address("10.1.0.1", 8000))
     assert not table.answers_at(Address("10.1.0.1", 9000))
+
+
+def test_who_is_told_is_somebody_told_long_ago() -> None:
+    for count in (3, 8, 19, 40, 200):
+        table = _table(count)
+        told = [one.name for _ in range(100) for one in table.in_turn(3, _any)]
+        assert len(told) == 300
+        last: dict[str, int] = {}
+        for at, name in enumerate(told):
+            assert at - last.get(name, -count) > count // 2, f"{name} again among {count} at {at}"
+            last[name] = at
+
+
+def test_who_is_told_fits_and_all_who_fit_are_found() -> None:
+    table = _table(300)
+    fitting = {"n7", "n250"}
+    for _ in range(50):
+        assert {one.name for one in table.in_turn(3, lambda m: m.name in fitting)} == fitting
+    assert table.in_turn(3, _never) == []
+    assert _table(0).in_turn(3, _any) == []

@@ -43,7 +43,7 @@ class Recorder(NullDelegate):
         taken, self.to_all = self.to_all, []
         return taken
 
-    def has_broadcasts(self) -> bool:
+    def has_broadcasts(self, fresh: bool) -> bool:
         return bool(self.to_all)
 
     def local_state(self, join: bool) -> bytes:

@@ -37,8 +37,8 @@ class Teller(Recorder):
             self.heard[message] = now
             self.queue.queue(message)
 
-    def has_broadcasts(self) -> bool:
-        return bool(len(self.queue))
+    def has_broadcasts(self, fresh: bool) -> bool:
+        return self.queue.fresh if fresh else bool(len(self.queue))
 
     def broadcasts(self, overhead: int, limit: int) -> Sequence[bytes]:
         if self.node is None or not len(self.queue):
