@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 ENLIST_TIMEOUT_S = 25.0
 # A manager that knows of no leader for so long asks others whether it still belongs to them.
 LEADERLESS_S = 10.0
-# Managers that were left behind by a recovery may have a majority among themselves, and go on, until they look.
-RECOVERED_LOOK_S = 3.0
+# Managers that were left behind by a recovery may have a majority among themselves, and go on, until they look; those
+# that have all moved find nobody until they do.
+LOOK_S = 3.0
 # Between attempts to be let in, or to tell a new address.
 OUT_POLL_S = 0.5
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
@@ -166,7 +167,7 @@ class Managing:
                 group.create_task(self._follow_lock(self.manager, self._locker))
                 group.create_task(self._renew_keys(self.manager, self._locker))
             if self._home.kind == "disk":
-                group.create_task(self._look_for_recovery(self.manager))
+                group.create_task(self._look_around(self.manager))
 
     async def _follow_lock(self, manager: Manager, locker: Locker) -> None:
         """Be locked with the cluster's unlock key, whenever that becomes another."""
@@ -207,11 +208,17 @@ class Managing:
                 await asyncio.wait([manager.store.turn()])
             await asyncio.sleep(LEADERLESS_S)
 
-    async def _look_for_recovery(self, manager: Manager) -> None:
-        """The cluster that was recovered last is the one that counts: take a place in it."""
+    async def _look_around(self, manager: Manager) -> None:
+        """Ask wherever a manager may be how it is.
+
+        While nobody leads: where it agrees, since others may have moved, or this one, or all of them. And the cluster
+        that was recovered last is the one that counts: take a place in it.
+        """
         while True:
-            await asyncio.sleep(RECOVERED_LOOK_S)
+            await asyncio.sleep(LOOK_S)
             reply = await survey(self._edge, None, {address: address for address in self._managers()})
+            if manager.store.term is None and not manager.store.leader:
+                self._meet(manager, reply)
             ahead = max(reply.managers, key=lambda row: row.said.recoveries, default=None)
             if ahead is None or not ahead.address or ahead.said.recoveries <= manager.roll.recoveries():
                 continue
@@ -237,21 +244,17 @@ class Managing:
                 if reason != self.error:
                     log.warning("cannot enlist as a manager", extra={"reason": reason})
                 self.error = reason or ""
-                await self._seek()
             else:
                 self.error = ""
                 return reply
             await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
-    async def _seek(self) -> None:
-        """Ask wherever a manager may be for where it agrees: others may have moved, or this one, or all of them."""
-        if self.manager is None:
-            return
-        reply = await survey(self._edge, None, {address: address for address in self._managers()})
+    def _meet(self, manager: Manager, reply: pb.QuorumReply) -> None:
+        """Managers that answer agree where they say."""
         said = (row.said for row in reply.managers if row.node_id != self._identity().node_id)
         if found := {look.node_id: look.quorum_address for look in said if look.quorum_address}:
-            self.manager.meet(found)
+            manager.meet(found)
 
     async def _ask(self, addresses: Iterable[str], *, enrolled: bool) -> pb.EnlistReply:
         """The first manager that answers. Raises AioRpcError of the last."""

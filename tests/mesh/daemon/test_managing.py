@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -162,6 +163,38 @@ async def test_a_manager_that_was_thrown_out_takes_the_place_it_is_given(tmp_pat
         await manager.roll.electorate.remove(second.identity.node_id)
         await until(lambda: len(voters(first)) == 2, "it votes again")
         assert (second.directory / "manager/member").read_bytes() != before
+
+
+async def test_those_who_have_all_moved_meet_though_nobody_answers_where_they_were(tmp_path: Path) -> None:
+    """The old places take connections and say nothing, as a network does that drops packets; gossip says the new."""
+    async with two(tmp_path) as (first, second):
+        await give_role(first, second.identity.node_id, "manager")
+        second.become("manager")
+        await until(lambda: len(voters(first)) == len(voters(second)) == 2, "both vote")
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        before = tuple(f"127.0.0.1:{sock.getsockname()[1]}" for sock in silent)
+        moved = [
+            Machine(
+                machine.directory,
+                msgspec.structs.replace(machine.identity, managers=before, address=f"127.0.0.1:{free_port()}"),
+            )
+            for machine in (first, second)
+        ]
+        for machine in moved:
+            machine.others = tuple(one.identity.address for one in moved)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(machine.managing.run()) for machine in moved]
+            await until(lambda: any(leads(machine) for machine in moved), "one of them leads")
+            for task in tasks:
+                task.cancel()
+        for machine in moved:
+            await machine.managing.close()
+
+
+def leads(machine: Machine) -> bool:
+    manager = machine.managing.manager
+    return manager is not None and manager.store.term is not None
 
 
 @pytest.mark.parametrize("others", [(), ("127.0.0.1:1",)])
