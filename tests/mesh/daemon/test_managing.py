@@ -31,7 +31,7 @@ def wall_ms() -> int:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.02)
     except TimeoutError as error:
@@ -185,16 +185,20 @@ async def test_those_who_have_all_moved_meet_though_nobody_answers_where_they_we
             machine.others = tuple(one.identity.address for one in moved)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(machine.managing.run()) for machine in moved]
-            await until(lambda: any(leads(machine) for machine in moved), "one of them leads")
+            await until(lambda: sorted(map(standing, moved)) == ["follows", "leads"], "one leads, and the other knows")
             for task in tasks:
                 task.cancel()
         for machine in moved:
             await machine.managing.close()
 
 
-def leads(machine: Machine) -> bool:
+def standing(machine: Machine) -> str:
     manager = machine.managing.manager
-    return manager is not None and manager.store.term is not None
+    if manager is None:
+        return "closed"
+    if manager.store.term is not None:
+        return "leads"
+    return "follows" if manager.store.leader else "is alone"
 
 
 @pytest.mark.parametrize("others", [(), ("127.0.0.1:1",)])
