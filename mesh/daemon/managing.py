@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import grpc
 import msgspec
@@ -204,7 +204,7 @@ class Managing:
             reply = await self._enlist(enrolled=True)
             if reply.seat:
                 raise _Reseated(reply)
-            while manager.store.term is not None or manager.store.leader:
+            while self._is_led():
                 await asyncio.wait([manager.store.turn()])
             await asyncio.sleep(LEADERLESS_S)
 
@@ -217,7 +217,7 @@ class Managing:
         while True:
             await asyncio.sleep(LOOK_S)
             reply = await survey(self._edge, None, {address: address for address in self._managers()})
-            if manager.store.term is None and not manager.store.leader:
+            if not self._is_led():
                 self._meet(manager, reply)
             ahead = max(reply.managers, key=lambda row: row.said.recoveries, default=None)
             if ahead is None or not ahead.address or ahead.said.recoveries <= manager.roll.recoveries():
@@ -235,8 +235,7 @@ class Managing:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                known = (*((self._identity().address,) * enrolled), *self._managers())
-                reply = await self._ask(dict.fromkeys(known), enrolled=enrolled)
+                reply = await self._ask(self._whom(enrolled=enrolled), enrolled=enrolled)
                 if not enrolled:
                     await self._home.enrol(reply.cluster_id, reply.seat)
             except (grpc.aio.AioRpcError, HomeError) as error:
@@ -247,8 +246,28 @@ class Managing:
             else:
                 self.error = ""
                 return reply
-            await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+            await self._pause(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    def _whom(self, *, enrolled: bool) -> Iterator[str]:
+        """Places to ask. Who has a place asks itself, and others only as long as nobody leads that it knows of."""
+        own = self._identity().address
+        if enrolled:
+            yield own
+        for address in dict.fromkeys(self._managers()):
+            if enrolled and (address == own or self._is_led()):
+                continue
+            yield address
+
+    def _is_led(self) -> bool:
+        return self.manager is not None and (self.manager.store.term is not None or bool(self.manager.store.leader))
+
+    async def _pause(self, pause_s: float) -> None:
+        """Or less, if another one leads from now on."""
+        if self.manager is None:
+            await asyncio.sleep(pause_s)
+        else:
+            await asyncio.wait([self.manager.store.turn()], timeout=RETRY_FIRST_S if self._is_led() else pause_s)
 
     def _meet(self, manager: Manager, reply: pb.QuorumReply) -> None:
         """Managers that answer agree where they say."""

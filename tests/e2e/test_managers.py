@@ -182,7 +182,6 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.xfail(strict=False, reason="one time in two they do not find each other in two minutes (issue 5 goes on)")
 def test_managers_that_all_move_find_each_other_through_those_who_stay() -> None:
     """No place is configured. Gossip knows where the others are, and there it is said who is a manager, and where."""
     if os.geteuid() != 0:
