@@ -39,8 +39,8 @@ LEAVE_PROPAGATE_S = 1.0
 LEAVE_TIMEOUT_S = 2 * BROADCAST_TIMEOUT_S + LEAVE_PROPAGATE_S
 JOIN_TIMEOUT_S = 10.0  # of all addresses together
 JOIN_MAX = 1024  # addresses in one join
-SNAPSHOT_INTERVAL_S = 0.5  # Serf's
-TIMER_MAX_S = 0.5  # what is due in between was asked for by commands, which call the timer anew anyway
+SNAPSHOT_INTERVAL_S = 0.5  # Serf's, at the least; clocks that moved without an event are written within TIMER_MAX_S
+TIMER_MAX_S = 2.0  # nothing else is due that neither a command nor an event has armed the timer for
 POLL_S = 0.02  # how often a join or a leave looks whether it is through
 LOGS_MAX = 512  # lines that a monitor is shown first, as Serf does
 
@@ -381,6 +381,7 @@ class Agent:
             return
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         now = self._loop.time()
         if self.core.deadline() <= now:
             self.core.wake(now)
@@ -390,10 +391,17 @@ class Agent:
             self._next_snapshot_s = now + SNAPSHOT_INTERVAL_S
             self._record_clocks()
         self._flush()
-        due = [self.core.deadline(), now + TIMER_MAX_S]
+
+    def _arm(self) -> None:
+        """The timer for what is due first, if it is not armed for something sooner."""
+        due_s = min(self.core.deadline(), self._loop.time() + TIMER_MAX_S)
         if self.endpoints is not None:
-            due.append(self.endpoints.deadline())
-        self._timer = self._loop.call_at(min(due), self._tick)
+            due_s = min(due_s, self.endpoints.deadline())
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._tick)
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -416,6 +424,7 @@ class Agent:
             for change in changes:
                 self._tell(change)
         if self._running:
+            self._arm()
             self._network.poke()
         if self.core.ring_changed:
             self.core.ring_changed = False

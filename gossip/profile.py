@@ -16,6 +16,8 @@ import msgspec
 # (docs/decisions/0024).
 RETRANSMIT_FLOOR = 12
 RETRANSMIT_MORE, RETRANSMIT_MORE_FROM = 4, 100
+# More loss than this is no loss but a closed door, against which more sends do not help: at most twice as many.
+LOSS_MAX = 0.5
 # Probes begun in the time that one may take. memberlist begins one; with two a death is suspected 0.2 to 0.9 s sooner
 # at 5 to 40 nodes (docs/decisions/0024), for one ping more a second. What a probe is given is as before.
 PROBES_PER_INTERVAL = 2
@@ -60,12 +62,13 @@ class Profile(msgspec.Struct, frozen=True):
         """How long a suspicion lasts when enough others confirm it."""
         return self.suspicion_mult * max(1.0, math.log10(max(1, nodes))) * self.probe_interval_s
 
-    def retransmits(self, nodes: int) -> int:
-        """How many times each node sends a broadcast."""
+    def retransmits(self, nodes: int, loss: float = 0.0) -> int:
+        """How many times each node sends a broadcast: so often that as many arrive as if no packets were lost."""
         floor = self.retransmit_floor
         if floor and nodes >= RETRANSMIT_MORE_FROM:
             floor += RETRANSMIT_MORE
-        return max(floor, self.retransmit_mult * math.ceil(math.log10(nodes + 1)))
+        sends = max(floor, self.retransmit_mult * math.ceil(math.log10(nodes + 1)))
+        return round(sends / (1.0 - min(loss, LOSS_MAX)))
 
     def push_pull_s(self, nodes: int) -> float:
         """Time between push/pulls with somebody at random."""

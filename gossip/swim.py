@@ -230,7 +230,7 @@ class Swim:
 
     @property
     def retransmits(self) -> int:
-        return self.config.profile.retransmits(self._members.alive_count)
+        return self.config.profile.retransmits(self._members.alive_count, self._prober.links.loss)
 
     def member(self, name: str) -> Member | None:
         return self._members.get(name)

@@ -197,6 +197,8 @@ class Prober:
         """It answered a ping itself, that of `sent_s`."""
         rtt_s = now - sent_s
         self.links.direct(probe.member.name)
+        for at_s in probe.pings.values():
+            self.links.pinged(at_s >= sent_s)
         self._finish(probe)
         self._awareness.apply(-1)
         self._timers.at(max(now, probe.began_s + self._profile.probe_period_s), self._tick)
@@ -210,6 +212,8 @@ class Prober:
         if probe.detour:
             self._outbox.counts["probes_by_detour"] += 1
             self.links.detour(name)
+            for _ in probe.pings:
+                self.links.pinged(False)
             self._awareness.apply(-1)
         elif probe.local_errors >= probe.sends:  # it says nothing about the other one
             self._outbox.counts["probes_unsent"] += 1
