@@ -32,7 +32,7 @@ def step(s: State, m: Message) -> None:
             hear(s, m.sender)
             # What is beyond was acknowledged by this member: if it is not here, it is lost (`Log.commit_to`).
             s.log.commit_to(m.commit)
-            s.send(HeartbeatReply(s.id, m.sender, s.term, m.round))
+            s.send(HeartbeatReply(s.id, m.sender, s.term, m.round, s.reluctant))
         case Append():
             hear(s, m.sender)
             on_append(s, m)

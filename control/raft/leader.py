@@ -264,6 +264,8 @@ def on_heartbeat_reply(s: State, m: HeartbeatReply) -> None:
         return
     progress.heard = s.ticks
     progress.paused = False
+    if m.round >= progress.round:
+        progress.reluctant = m.reluctant
     if progress.flow is Flow.REPLICATE and progress.full(s.options):
         progress.free_one()
     if progress.match < s.log.last_index or progress.flow is Flow.PROBE:
@@ -451,14 +453,18 @@ def transfer(s: State, to: str) -> Refusal | None:
 
 
 def hand_over(s: State) -> None:
-    """To the best there is, because this one's disk is full or hangs (case 26)."""
+    """To the best there is, because this one's disk is nearly full or hangs (case 26).
+
+    If it is only nearly full, not to one that is no better: where all are, the leadership would go round for ever, and
+    each time nothing is taken for a while.
+    """
     best = successor(s)
-    if best:
+    if best and (s.outgoing or s.stalled() or not s.progress[best].reluctant):
         transfer(s, best)
 
 
 def successor(s: State) -> str:
-    """The voter that has most and was heard within an election time; "" if there is none."""
+    """The voter that has most and was heard within an election time, a reluctant one last; "" if there is none."""
     horizon = s.ticks - s.options.election_ticks
     pending = [change for _, change in _pending(s)]
     fit = [
@@ -466,7 +472,7 @@ def successor(s: State) -> str:
         for p in s.progress.values()
         if p.voter and p.heard >= horizon and p.match > 0 and not any(unseats(change, p.id) for change in pending)
     ]
-    return max(fit, key=lambda p: (p.match, p.heard, p.id)).id if fit else ""
+    return max(fit, key=lambda p: (not p.reluctant, p.match, p.heard, p.id)).id if fit else ""
 
 
 def step(s: State, m: Message) -> None:

@@ -98,10 +98,12 @@ class Heartbeat(Head, frozen=True, array_like=True, gc=False, tag=8):
 
 
 class HeartbeatReply(Head, frozen=True, array_like=True, gc=False, tag=9):
-    """Early: that this member knows no later term now cannot become untrue by a crash."""
+    """Early: that this member knows no later term now cannot become untrue by a crash. `reluctant`: it had better not
+    lead. A version that does not know of that leaves it out, or does not look at it."""
 
     EARLY = True
     round: int
+    reluctant: bool = False
 
 
 class TermOver(Head, frozen=True, array_like=True, gc=False, tag=10):

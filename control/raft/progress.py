@@ -36,6 +36,7 @@ class Progress:
         "match",
         "next",
         "paused",
+        "reluctant",
         "round",
         "round_began",
         "round_goal",
@@ -53,6 +54,7 @@ class Progress:
         self.paused = False  # PROBE: one is out
         self.heard = -1
         self.round = 0  # of the last heartbeat answered
+        self.reluctant = False  # as it said then
         self.sent_commit = 0
         self.snapshot_index = 0
         # Catching up in rounds (thesis 4.2.1): a learner has when it gets within one election timeout what was the

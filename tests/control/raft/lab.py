@@ -432,7 +432,7 @@ def told(message: Message) -> str:
         case Heartbeat():
             return f"{head} commit {message.commit} round {message.round}"
         case HeartbeatReply():
-            return f"{head} round {message.round}"
+            return f"{head} round {message.round}" + (" reluctant" if message.reluctant else "")
         case InstallSnapshot():
             return f"{head} {message.snapshot.index}/{message.snapshot.term}"
         case ReadReply():

@@ -3,12 +3,24 @@
 import random
 from itertools import pairwise
 
+import msgspec
 import pytest
 
-from control.raft import messages
+from control.raft import leader, messages
 from control.raft.configuration import Configuration, Member
 from control.raft.core import Core
-from control.raft.messages import Append, AppendReply, Heartbeat, PreVote, Vote, VoteReply, ends, size_bytes, urgent
+from control.raft.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    PreVote,
+    Vote,
+    VoteReply,
+    ends,
+    size_bytes,
+    urgent,
+)
 from control.raft.ready import Inconsistent, Kind, Options, Restored, Role, bootstrap
 from control.store.record import Entry, HardState
 from control.transport.codec import StructCodec
@@ -173,3 +185,24 @@ def test_the_transport_takes_every_message():
         codec.decode(payload, "b", "c")
     assert [codec.urgent(one) for one in sent] == [False, True, True]
     assert all(codec.size_bytes(one) > 0 for one in sent)
+
+
+def test_a_version_that_knows_nothing_of_reluctance_is_understood_and_understands():
+    class Before(messages.Head, frozen=True, array_like=True, gc=False, tag=9):
+        round: int
+
+    now = messages.HeartbeatReply("a.1", "c.3", 4, 7, True)
+    before = Before("a.1", "c.3", 4, 7)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(now), type=Before) == before
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(before), type=messages.Message)
+    assert read == messages.HeartbeatReply("a.1", "c.3", 4, 7, False)
+
+
+def test_a_late_answer_does_not_say_how_a_member_is_now():
+    c = core([1], 1)
+    c.campaign()
+    c._s.role, c._s.term = Role.CANDIDATE, 2
+    leader.become_leader(c._s)
+    c.step(HeartbeatReply(A, C, 2, 2, reluctant=False))
+    c.step(HeartbeatReply(A, C, 2, 1, reluctant=True))
+    assert not c._s.progress[A].reluctant
