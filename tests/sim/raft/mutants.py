@@ -419,6 +419,15 @@ def probe_stays_paused() -> Patches:
 
 
 @mutant
+def handed_over_to_who_is_no_better() -> Patches:
+    def hand_over(s: Any) -> None:
+        if best := leader.successor(s):
+            leader.transfer(s, best)
+
+    return [(leader, "hand_over", hand_over)]
+
+
+@mutant
 def transfer_never_given_up() -> Patches:
     def tick(s: Any) -> None:
         if s.transferee:
@@ -564,6 +573,7 @@ CAUGHT_BY = {
     "failed snapshot forgotten": 1,
     "probe stays paused": 20,
     "transfer never given up": 160,
+    "handed over to who is no better": 8,
     "later term not told": 635,
     "who lost its vote is told at once": 360,
     "who gets a vote is told late": 1360,

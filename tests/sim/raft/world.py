@@ -28,6 +28,7 @@ from control.raft.configuration import (
     node_of,
     unseats,
 )
+from control.raft.leader import HAND_OVER_PAUSE
 from control.raft.messages import AppendReply, InstallSnapshot, VoteReply
 from control.raft.quorum import majority
 from control.raft.ready import Accepted, Inconsistent, Kind, Options, Role, bootstrap
@@ -42,6 +43,8 @@ KEYS = 3
 CLIENTS = 3
 PATIENCE = 12.0  # of a client, in ticks
 HEAL_TICKS = 300.0  # within these there must be progress, once all is repaired
+# In one of so many worlds it is seen in the end whether a leader stays when all disks are nearly full, for so long.
+LOW_SHARE, LOW_PAUSES = 8, 3
 EVENTS_MAX = 200_000  # a run has some 4,000; more is a storm of messages
 
 
@@ -191,6 +194,8 @@ class World:
             self._until(began + HEAL_TICKS, self.recovered)
             if not self.recovered():
                 raise Violation("progress", self.why_not())
+            if self.seed % LOW_SHARE == 0:
+                self.all_are_low()
         except (Inconsistent, AssertionError) as error:
             raise Violation("the core refuses to go on", f"{error}") from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -616,6 +621,25 @@ class World:
             if node.core is None and not node.gone:
                 node.start()
             node.disk_free()
+
+    def all_are_low(self) -> None:
+        """All disks are nearly full, and nothing else is wrong: whoever leads stays, and takes what there is."""
+        self.note("all low")
+        pause = HAND_OVER_PAUSE * self.options.election_ticks
+        self._until(self.now + pause, lambda: False)  # no disk that was full before comes to have space again
+        for node in self.nodes.values():
+            node.disk_full(self.now)
+        # Whoever began to lead just now, or does not know yet how the others are, may still hand over once.
+        self._until(self.now + 2 * pause, lambda: False)
+        before, writes = self._terms(), self.counts["writes"]
+        self._until(self.now + LOW_PAUSES * pause, lambda: False)
+        if self._terms() != before:
+            raise Violation("leadership goes round", f"{before} became {self._terms()}")
+        if self.counts["writes"] == writes:
+            raise Violation("progress", "no writes while all disks are nearly full")
+
+    def _terms(self) -> set[int]:
+        return {node.core.status().soft.term for node in self.alive() if node.core is not None}
 
     def alive(self) -> list[Node]:
         return [
