@@ -108,7 +108,7 @@ def read_framed(sock: socket.socket) -> bytes:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -208,11 +208,10 @@ async def test_too_many_readers_and_too_many_followed_are_refused(
         assert (await first.read()).data == b"one\n"
         second = world.reader.Read(pb.LogsRequest(task="t1", follow=True))
         assert (await second.read()).error == "its node sends 1 logs already"
-        third = world.reader.Read(pb.LogsRequest(task="t1", follow=True))
-        fourth = world.reader.Read(pb.LogsRequest(task="t1", follow=True))
-        await third.read()
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await fourth.read()
+        assert await second.read() is grpc.aio.EOF  # so it is no reader any more
+        monkeypatch.setattr(logs, "READERS_MAX", 1)
+        with pytest.raises(grpc.aio.AioRpcError, match="this manager hands on 1 logs already"):
+            await world.reader.Read(pb.LogsRequest(task="t1", follow=True)).read()
         first.cancel()
 
 

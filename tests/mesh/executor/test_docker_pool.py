@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -70,3 +71,13 @@ asyncio.run(main())
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True, cwd=Path.cwd()
     )
     assert done.stdout == "given up\n"
+
+
+async def test_the_threads_end_when_nobody_has_the_pool() -> None:
+    pool = Pool(2, "gone")
+    threads = {await pool.run(threading.current_thread) for _ in range(4)}
+    del pool
+    gc.collect()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 60)
+        assert not thread.is_alive()
