@@ -5,9 +5,11 @@ made to a published port. Then a host is killed (all its processes and its netwo
 
     names   the last answer, of any host that lives, that named the task of the dead one
     begun   the beginning of the last connection from outside that was sent to it: of those lost without a pause
-    later   how many were lost after a second without loss; that is not for want of knowing (the machine, a change)
+    later   how many were lost after a second without loss, and of them, how many were refused
 
-The managers' heartbeat is 10 s, so that only gossip can have told. Ends everything it started.
+The managers' heartbeat is 10 s, so that only gossip can have told. Some 6 s after the kill (gossip has it for dead, and
+a heartbeat was missed) the managers start another task elsewhere: the service has a health check, or that one would be
+sent connections before it listens ("plain" as third argument: it has none). Ends everything it started.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ print(last, asked)
 _CONNECTING = """
 import socket, sys, threading, time
 place, until = (sys.argv[1], int(sys.argv[2])), float(sys.argv[3])
-failed, made = [0.0], [0]
+failed, refused, made = [0.0], [0.0], [0]
 def connect():
     while time.monotonic() < until:
         began = time.monotonic()
@@ -61,18 +63,21 @@ def connect():
             try:
                 one.connect(place)
                 made[0] += 1
-            except OSError:
+            except OSError as error:
                 failed.append(began)
+                if isinstance(error, ConnectionRefusedError):
+                    refused.append(began)
         time.sleep(0.005)
 threads = [threading.Thread(target=connect) for _ in range(4)]
 for one in threads: one.start()
 for one in threads: one.join()
 print(made[0], *failed)
+print(*refused)
 """
 
 
-def kill(cluster: Cluster, victim: str) -> tuple[float, float, int, int, int]:
-    """(names, begun, answers, connections, later) of one death."""
+def kill(cluster: Cluster, victim: str) -> tuple[float, float, int, int, int, int]:
+    """(names, begun, answers, connections, later, refused later) of one death."""
     address = next(a for node, a in cluster.running("api").values() if node == victim).partition("/")[0]
     others = [host for host in cluster.hosts if host != victim]
     until = time.monotonic() + BEFORE_S + SETTLE_S
@@ -82,7 +87,7 @@ def kill(cluster: Cluster, victim: str) -> tuple[float, float, int, int, int]:
     killed = time.monotonic()
     cluster.lab.kill(victim)
     told = [probe.communicate()[0].split() for probe in probes]
-    connections, *failed = outside.communicate()[0].split()
+    (connections, *failed), refused = (line.split() for line in outside.communicate()[0].splitlines())
     lost = sorted(float(at) - killed for at in failed[1:])
     begun = 0.0
     for at in lost:
@@ -91,7 +96,8 @@ def kill(cluster: Cluster, victim: str) -> tuple[float, float, int, int, int]:
         begun = at
     names = max(float(last) for last, _ in told) - killed
     answers = sum(int(asked) for _, asked in told)
-    return max(0.0, names), max(0.0, begun), answers, int(connections), sum(at > begun for at in lost)
+    refused_later = sum(float(at) - killed > begun for at in refused[1:])
+    return max(0.0, names), max(0.0, begun), answers, int(connections), sum(at > begun for at in lost), refused_later
 
 
 def _run(lab: Lab, host: str, script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -102,22 +108,24 @@ def _run(lab: Lab, host: str, script: str, *arguments: str) -> subprocess.Popen[
 def main() -> None:
     hosts, kills = (int(word) for word in (sys.argv[1:] + ["5", "5"][len(sys.argv) - 1 :])[:2])
     lab = Lab(f"bench{os.getpid()}")
-    results: list[tuple[float, float, int, int, int]] = []
+    results: list[tuple[float, float, int, int, int, int]] = []
+    healthy = () if sys.argv[3:] == ["plain"] else ("--health-tcp", "80", "--health-interval", "1s")
     with contextlib.ExitStack() as stack:
         stack.callback(lab.down)
         lab.up(hosts)
         cluster = joined(lab, "10s")
-        cluster.serve("api", hosts, "--network", "web", "--publish", "8080:80")
+        cluster.serve("api", hosts, "--network", "web", "--publish", "8080:80", *healthy)
         time.sleep(5)
-        print("| kill | last wrong name s | last lost connection begun s | later | answers, connections | load |")
+        print("| kill | last wrong name s | last lost begun s | later (refused) | answers, connections | load |")
         print("|---" * 6 + "|")
         for number in range(kills):
             victim = cluster.hosts[1 + number % (hosts - 1)]
             results.append(kill(cluster, victim))
-            names, begun, answers, connections, later = results[-1]
+            names, begun, answers, connections, later, refused = results[-1]
             load = os.getloadavg()[0]
             print(
-                f"| {victim} | {names:.2f} | {begun:.2f} | {later} | {answers}, {connections} | {load:.1f} |",
+                f"| {victim} | {names:.2f} | {begun:.2f} | {later} ({refused}) "
+                f"| {answers}, {connections} | {load:.1f} |",
                 flush=True,
             )
             if number < kills - 1:
