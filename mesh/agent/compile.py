@@ -151,6 +151,7 @@ class Compiler:
         self._services: set[_At] = set()
         self._peers: dict[str, Peer] = {}  # those with an address
         self._overlay_peers: tuple[OverlayPeer, ...] = ()
+        self._addresses: dict[str, Address] = {}  # of the peers, by name
 
     def compile(self, view: View) -> NodePlan:
         """What the node should hold, given all it knows."""
@@ -215,6 +216,7 @@ class Compiler:
             for p in self._peers.values()
             if p.node_id != view.node_id
         )
+        self._addresses = {p.name: ip_address(p.data_address) for p in self._peers.values()}
         return numbers != {node_id: peer.number for node_id, peer in self._peers.items()}
 
     def _record(self, kind: RecordKind, name: str, now: Record | None) -> None:
@@ -352,7 +354,7 @@ class Compiler:
             networks=tuple(place.names for place in places if place.names is not None),
             nodes={
                 **{name: ip_address(address) for name, address in view.rumours.strangers.items()},
-                **{p.name: ip_address(p.data_address) for p in self._peers.values()},
+                **self._addresses,
             },
             multihomed=fragments.multihomed(view, (self._places[network].endpoints[key] for network, key in own)),
         )

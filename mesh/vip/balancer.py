@@ -59,7 +59,7 @@ class Balancer(Protocol):
 
 @dataclass(slots=True)
 class _Router:
-    """What was last made of a router. `chains` counts the groups that use each."""
+    """What was last made of a router. `chains` counts the groups that use each; some have none (`with_spares`)."""
 
     book: Book
     groups: dict[ServiceKey, Group]
@@ -101,7 +101,7 @@ class Nftables:
         def wanted(held: Held | None, news: bool) -> tuple[Table, list[Edit]]:
             nonlocal step, whole
             if whole := whole or news:
-                step = _from_what_is_held(held, known.book, turn)
+                step = _from_what_is_held(held, known, turn)
             else:
                 step = _by_change(known, change, turn)
             return ingress.router_table(router, known.book.elements) + maps.table(step.chains), maps.edits(
@@ -185,10 +185,12 @@ class Nftables:
         self._tables.forget(path)
 
 
-def _from_what_is_held(held: Held | None, book: Book, turn: int) -> _Step:
+def _from_what_is_held(held: Held | None, router: _Router, turn: int) -> _Step:
     before = maps.read(held.elements) if held is not None else {}
-    after = maps.groups(before, book.merged(), turn)
-    return _Step(before, after, Counter(maps.chain_names(after.values())))
+    after = maps.groups(before, router.book.merged(), turn)
+    chains = Counter(dict.fromkeys((*router.chains, *(held.chains if held is not None else ())), 0))
+    chains.update(maps.chain_names(after.values()))
+    return _Step(before, after, maps.with_spares(chains))
 
 
 def _by_change(router: _Router, change: Change, turn: int) -> _Step:
@@ -198,7 +200,7 @@ def _by_change(router: _Router, change: Change, turn: int) -> _Step:
     chains = router.chains.copy()
     chains.subtract(maps.chain_names(before.values()))
     chains.update(maps.chain_names(after.values()))
-    return _Step(before, after, +chains)
+    return _Step(before, after, maps.with_spares(chains))
 
 
 def _take_over(router: _Router, step: _Step, whole: bool) -> None:

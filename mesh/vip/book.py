@@ -134,7 +134,7 @@ def _alike(old: Services, new: Services, most: int) -> int:
     at = 0
     while at + _SLICE <= most and old[at : at + _SLICE] == new[at : at + _SLICE]:
         at += _SLICE
-    while at < most and old[at] == new[at]:
+    while at < most and (old[at] is new[at] or old[at] == new[at]):
         at += 1
     return at
 
@@ -144,7 +144,7 @@ def _alike_at_end(old: Services, new: Services, most: int) -> int:
     at, a, b = 0, len(old), len(new)
     while at + _SLICE <= most and old[a - at - _SLICE : a - at] == new[b - at - _SLICE : b - at]:
         at += _SLICE
-    while at < most and old[a - at - 1] == new[b - at - 1]:
+    while at < most and (old[a - at - 1] is new[b - at - 1] or old[a - at - 1] == new[b - at - 1]):
         at += 1
     return at
 

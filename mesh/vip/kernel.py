@@ -36,6 +36,7 @@ class _Ways:
     """The routes and rules of a router as they were left: `fixed`, and one route for each address of the book."""
 
     cookie: tuple[int, int]
+    made_of: tuple[object, ...]  # what `fixed` follows from
     own: frozenset[int]  # the router's own addresses, which need none
     fixed: frozenset[RouteOrRule]
     book: Book
@@ -169,12 +170,13 @@ class Kernel:
         broke, and a change costs the same with one service and with ten thousand.
         """
         vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
-        fixed, own = ingress.ways_back(router, vxlan, uplink), ingress.uplink_addresses(router)
+        own, made_of = ingress.uplink_addresses(router), (vxlan, uplink, replace(router, services=(), local_tasks=()))
         known = self._ways.pop(router.netns, None)
         if known is None or known.cookie != namespace.cookie or known.own != own:
-            known = _Ways(namespace.cookie, own, frozenset(), Book())
+            known = _Ways(namespace.cookie, (), own, frozenset(), Book())
         change, before = known.book.update(router.services), known.fixed
-        known.fixed = fixed
+        fixed = before if known.made_of == made_of else ingress.ways_back(router, vxlan, uplink)
+        known.fixed, known.made_of = fixed, made_of
         if before and (change.came or change.went or change.keys or fixed != before):
             came, went = ({ingress.LocalRoute(a) for a in some - own} for some in (change.came, change.went))
             return known, (fixed - before) | came, (before - fixed) | went

@@ -40,6 +40,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
@@ -61,6 +62,8 @@ MAX_WEIGHT_SLOTS = 256
 MAGLEV_SLOTS = 1021
 # Chains of one size. More of them cost memory (some 1 KiB each, only when in use), and nothing per packet.
 TURNS = 64
+# Chains of a router that nobody uses; with one more of them all are removed. A kilobyte each.
+MAX_SPARE_CHAINS = 256
 # Clients remembered at once by a router, for all its services with affinity. The one more is not remembered.
 MAX_CLIENTS = 65536
 _LAST_IPV4 = 0xFFFFFFFF
@@ -361,6 +364,19 @@ def chain_names(some: Iterable[Group]) -> Iterator[str]:
             yield group.chain
         if group.keep is not None:
             yield group.keep
+
+
+def with_spares(chains: Counter[str]) -> Counter[str]:
+    """Of chains that are counted: those in use, and so many that balance for nobody just now.
+
+    A service loses a backend and gets it back: a chain that stays costs nothing per packet, and spares the change nft,
+    which reads all chains before it makes one.
+    """
+    idle = [name for name, count in chains.items() if count <= 0 and _BALANCING.fullmatch(name)]
+    found = +chains
+    if len(idle) <= MAX_SPARE_CHAINS:
+        found.update(dict.fromkeys(idle, 0))
+    return found
 
 
 def table(chains: Iterable[str]) -> Table:

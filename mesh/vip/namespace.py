@@ -23,7 +23,7 @@ from typing import TypeVar
 from mesh.vip import wire
 from mesh.vip.ingress import RouteOrRule
 from mesh.vip.plan import Address
-from mesh.vip.rules import Held, HeldChain, Key, Map
+from mesh.vip.rules import Edit, Held, HeldChain, Key, Map
 from mesh.vip.wire import Message, Nf, Rt
 
 T = TypeVar("T")
@@ -135,6 +135,21 @@ class Netlink:
                     results[answer.sequence] = wire.error_number(answer.payload)
         return [results[first + index] for index in range(len(requests))]
 
+    def transaction(self, requests: list[tuple[int, int, bytes]]) -> None:
+        """Send what happens whole or not at all, in one datagram. Raises OSError with the first that was refused."""
+        first, data = self._sequence + 1, b""
+        for kind, flags, payload in requests:
+            self._sequence += 1
+            data += wire.message(kind, wire.NLM_F_REQUEST | flags, self._sequence, payload)
+        self._socket.send(data)
+        while True:
+            for answer in wire.messages(self._receive()):
+                if answer.type != wire.NLMSG_ERROR or answer.sequence < first:
+                    continue
+                if number := wire.error_number(answer.payload):
+                    raise _error(number)
+                return
+
     def _send(self, kind: int, flags: int, payload: bytes) -> None:
         self._sequence += 1
         self._socket.send(wire.message(kind, flags, self._sequence, payload))
@@ -210,6 +225,17 @@ class Namespace:
             return dict(pair for p in self._elements(of) for pair in wire.elements(of, p))
         except FileNotFoundError:
             return {}
+
+    def edit(self, edits: list[Edit], generation: int) -> None:
+        """Make edits of elements of our table, all or none, if the rule set is still of that generation.
+
+        Raises OSError: ERESTART when it is not, another when the table is not as the edits have it.
+        """
+        requests = [(int(kind), wire.NLM_F_CREATE, payload) for kind, payload in wire.element_changes(edits)]
+        last, _, payload = requests[-1]
+        requests[-1] = (last, wire.NLM_F_CREATE | wire.NLM_F_ACK, payload)  # errors come unasked
+        begin, end = (Nf.BATCH_BEGIN, 0, wire.batch_begin(generation)), (Nf.BATCH_END, 0, wire.batch_end())
+        self.netfilter.transaction([begin, *requests, end])
 
     def has_table(self) -> bool:
         """Whether our table is there."""

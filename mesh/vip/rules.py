@@ -170,10 +170,14 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """Text for nft, and how much it changes: elements, rules, or the whole table."""
+    """Text for nft, and how much it changes: elements, rules, or the whole table.
+
+    `edits` are all of it when it changes nothing but elements, else None.
+    """
 
     text: str
     changes: Counter[str]
+    edits: tuple[Edit, ...] | None = None
 
 
 def removal() -> str:
@@ -240,6 +244,7 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     changed = [c for c in wanted.chains if not _is_held(c, held.chains.get(c.name))]
     lines += [_declared_map(m) for m in wanted.maps if m.name not in held.maps]
     lines += [_declared_chain(c) for c in wanted.chains if c.name not in held.chains]
+    only_elements = not (lines or obsolete_chains or obsolete_maps or changed)
     for one in edits:
         lines += _element_commands("delete", one.map, dict.fromkeys(one.delete, ()))
     lines += [f"flush chain {_INET} {name}" for name in obsolete_chains]
@@ -251,7 +256,9 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     lines += [f"delete {_noun(held.maps[name])} {_INET} {name}" for name in obsolete_maps]
     changes["vip element"] = sum(len(one.delete | one.add.keys()) for one in edits)
     changes["vip rule"] = len(obsolete_chains) + len(obsolete_maps) + len(changed)
-    return Transaction("\n".join(lines) + "\n", +changes) if lines else None
+    if not lines:
+        return None
+    return Transaction("\n".join(lines) + "\n", +changes, tuple(edits) if only_elements else None)
 
 
 def edited(edits: Iterable[Edit]) -> str:

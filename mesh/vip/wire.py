@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TypeVar
 
 from mesh.vip.ingress import (
     LOOPBACK_INDEX,
@@ -33,7 +34,9 @@ from mesh.vip.ingress import (
 )
 from mesh.vip.maps import is_ipv6
 from mesh.vip.plan import Address
-from mesh.vip.rules import LENGTH_BYTES, TABLE, Atom, HeldChain, Hook, Key, Kind, Map, Shape, padded
+from mesh.vip.rules import LENGTH_BYTES, TABLE, Atom, Edit, HeldChain, Hook, Key, Kind, Map, Shape, padded
+
+T = TypeVar("T")
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 _NFPROTO_INET = 1
@@ -56,10 +59,11 @@ class Nf(IntEnum):
     GET_CHAIN = 10 << 8 | 4
     GET_RULE = 10 << 8 | 7
     GET_SET = 10 << 8 | 10
-    GET_ELEMENT = 10 << 8 | 13
+    NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 10 << 8 | 12, 10 << 8 | 13, 10 << 8 | 14
     GET_GENERATION = 10 << 8 | 16
     CT_GET = 1 << 8 | 1
     CT_DELETE = 1 << 8 | 2
+    BATCH_BEGIN, BATCH_END = 16, 17
 
 
 class Rt(IntEnum):
@@ -226,6 +230,68 @@ def elements(of: Map, payload: bytes) -> Iterator[tuple[Key, Key]]:
             yield key, (_text(attributes(data[2]).get(2, b"")),)
         else:
             yield key, _fields(of.value, data[1])
+
+
+# --- nf_tables: changes of elements -----------------------------------------------------------------------------------
+
+_SUBSYSTEM = 10
+_GOTO_VERDICT = struct.pack(">i", -4)  # NFT_GOTO
+# A list is an attribute, whose length has 16 bits; an element with IPv6 addresses takes some 100 bytes.
+_ELEMENTS_PER_MESSAGE = 256
+
+
+def batch_begin(of_generation: int) -> bytes:
+    """Payload that begins a transaction; it fails (ERESTART) when the rule set is of another generation."""
+    return _NFGEN.pack(AF_UNSPEC, 0, _SUBSYSTEM) + attribute(1, _BE32.pack(of_generation))
+
+
+def batch_end() -> bytes:
+    """Payload that ends it."""
+    return _NFGEN.pack(AF_UNSPEC, 0, _SUBSYSTEM)
+
+
+def element_changes(edits: Iterable[Edit]) -> Iterator[tuple[Nf, bytes]]:
+    """(type, payload) of the messages that make edits; what is deleted first, as a key may be in both."""
+    edits = list(edits)
+    for one in edits:
+        for keys in _parts(list(one.delete)):
+            yield Nf.DELETE_ELEMENT, _elements(one.map, [(key, ()) for key in keys])
+    for one in edits:
+        for pairs in _parts(list(one.add.items())):
+            yield Nf.NEW_ELEMENT, _elements(one.map, pairs)
+
+
+def _parts(whole: list[T]) -> Iterator[list[T]]:
+    return (whole[at : at + _ELEMENTS_PER_MESSAGE] for at in range(0, len(whole), _ELEMENTS_PER_MESSAGE))
+
+
+def _elements(of: Map, some: list[tuple[Key, Key]]) -> bytes:
+    found = b"".join(attribute(1 | _NESTED, _element(of, key, value)) for key, value in some)
+    return nf_request(attribute(1, _nul(TABLE)), attribute(2, _nul(of.name)), attribute(3 | _NESTED, found))
+
+
+def _element(of: Map, key: Key, value: Key) -> bytes:
+    told = attribute(1 | _NESTED, attribute(1, _written(of.key, key)))
+    if not value:
+        return told
+    if of.value == (Kind.CHAIN,):
+        verdict = attribute(1, _GOTO_VERDICT) + attribute(2, _nul(str(value[0])))
+        return told + attribute(2 | _NESTED, attribute(2 | _NESTED, verdict))
+    return told + attribute(2 | _NESTED, attribute(1, _written(of.value, value)))
+
+
+def _written(kinds: tuple[Kind, ...], values: Key) -> bytes:
+    """Fields that stand together begin at multiples of four bytes; one alone has its length."""
+    fields = [_written_field(kind, value) for kind, value in zip(kinds, values, strict=True)]
+    if len(fields) == 1:
+        return fields[0]
+    return b"".join(one + bytes(padded(len(one)) - len(one)) for one in fields)
+
+
+def _written_field(kind: Kind, value: Atom) -> bytes:
+    if isinstance(value, str):
+        return bytes.fromhex(value.replace(":", ""))  # a MAC
+    return value.to_bytes(LENGTH_BYTES[kind], sys.byteorder if kind in _NATIVE_KINDS else "big")
 
 
 _NATIVE_KINDS = frozenset({Kind.SLOT, Kind.MARK, Kind.ZONE})

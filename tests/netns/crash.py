@@ -98,7 +98,8 @@ def _watch(calls: _Calls) -> None:
     replaced: list[tuple[Any, str, Any]] = [
         (rtnl, "IPRoute", lambda fileno: _Route(IPRoute(fileno=fileno), calls)),
         (Netlink, "_batch", calls.after(Netlink._batch)),
-        (rtnl.Namespace, "_replace", calls.after(rtnl.Namespace._replace)),
+        (Netlink, "transaction", calls.after(Netlink.transaction)),
+        (rtnl.Namespace, "_change", calls.after(rtnl.Namespace._change)),
         (Library, "run", calls.after(Library.run)),
         (Path, "write_text", calls.after(Path.write_text)),
         (Path, "touch", calls.after(Path.touch)),

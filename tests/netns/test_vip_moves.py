@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
 from mesh.vip.kernel import Kernel
-from mesh.vip.nft import Nft, find
+from mesh.vip.namespace import Namespace
+from mesh.vip.nft import Library
 from mesh.vip.plan import VipPlan
 from tests.netns.vip_lab import Lab, ask, connected, talk
 from tests.netns.world import OUTSIDE
@@ -22,23 +25,23 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-class Dying:
-    """Runs a number of transactions, then dies instead of the next."""
+@contextlib.contextmanager
+def dying(lives: int) -> Iterator[None]:
+    """A number of transactions, by nft or of elements by ourselves, are made; instead of the next the process dies."""
+    left = itertools.count(lives, -1)
 
-    name = "dying"
+    def counted(call: Callable[..., None]) -> Callable[..., None]:
+        def made(*arguments: object) -> None:
+            if next(left) <= 0:
+                raise Crash
+            call(*arguments)
 
-    def __init__(self, nft: Nft, lives: int) -> None:
-        self._nft = nft
-        self._lives = lives
+        return made
 
-    def run(self, text: str) -> None:
-        self._lives -= 1
-        if self._lives < 0:
-            raise Crash
-        self._nft.run(text)
-
-    def release(self) -> None:
-        self._nft.release()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((Library, "run"), (Namespace, "edit")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        yield
 
 
 @pytest.mark.parametrize("lives", [0, 1, 3, 4])
@@ -46,8 +49,8 @@ def test_what_a_crash_leaves_half_made_is_completed_by_the_next_process(lab: Lab
     """A host has four routers and itself: of five transactions some were made."""
     host = lab.hosts[0]
     assert lab.kernels[host.number].prune(VipPlan((), ())).errors == []
-    with pytest.raises(Crash):
-        Kernel(host_netns=host.netns, nft=Dying(find(), lives)).apply(lab.plan(host))
+    with pytest.raises(Crash), dying(lives):
+        Kernel(host_netns=host.netns).apply(lab.plan(host))
     lab.kernels[host.number] = Kernel(host_netns=host.netns)
     lab.apply()
     assert {ask(lab.netns("client1"), lab.nets["web"].vip).task for _ in range(2)} == {"web1", "web2"}
@@ -65,8 +68,9 @@ def test_a_change_that_a_crash_cut_short_cuts_no_connection_and_is_made_by_the_n
         by_task = {talk(each).task: each for each in (one, two)}
         del web.backends[lab.address("web2")]
         del web.ports["tcp", PORT]
-        with contextlib.suppress(Crash) if lives else pytest.raises(Crash):  # one transaction is all that IPVS needs
-            Kernel(host_netns=host.netns, nft=Dying(find(), lives)).apply(lab.plan(host))
+        # One transaction is all that IPVS needs.
+        with contextlib.suppress(Crash) if lives else pytest.raises(Crash), dying(lives):
+            Kernel(host_netns=host.netns).apply(lab.plan(host))
         assert talk(by_task["web1"]).task == "web1"
         lab.kernels[host.number] = Kernel(host_netns=host.netns)
         lab.apply()

@@ -79,3 +79,19 @@ def test_a_route_is_asked_for_as_it_is_told() -> None:
 def test_acknowledgements_are_read_with_the_number_of_what_they_answer() -> None:
     data = message(2, struct.pack("=i", 0) + bytes(16)) + message(2, struct.pack("=i", -113) + bytes(16), sequence=8)
     assert list(routewire.read_errors(data)) == [(7, 0), (8, 113)]
+
+
+def test_a_route_is_removed_by_its_destination_and_type_on_whatever_device() -> None:
+    data = routewire.removal(Dumped("10.1.0.7/32", 1, 0, "169.254.0.2", ""), 254, 109, 3)
+    assert data[:16] == struct.pack("=IHHII", len(data), 25, 5, 3, 0)
+    assert data[16:] == struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 254, 109, 255, 1, 0) + attribute(1, bytes((10, 1, 0, 7)))
+    assert routewire.removal(Dumped("::/0", 7, 0, "", ""), 254, 109, 3)[16:18] == bytes((10, 0))
+
+
+def test_a_device_is_asked_for_by_its_name() -> None:
+    data = routewire.request_device("vx4096", 3)
+    assert data[:16] == struct.pack("=IHHII", len(data), 18, 1, 3, 0)
+    assert data[32:] == attribute(3, b"vx4096\0")
+    link = struct.pack("=BxHiII", 0, 1, 12, 0, 0) + attribute(3, b"vx4096\0")
+    assert routewire.read_device(message(16, link), 7) == 12
+    assert routewire.read_device(message(2, struct.pack("=i", -19) + bytes(16)), 7) is None

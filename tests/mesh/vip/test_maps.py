@@ -170,3 +170,11 @@ def test_whatever_the_kernel_holds_is_brought_to_the_plan(
     size = sum(maps.shares(service(*weights).backends).values())
     assert sorted(int(k[-1]) for k in after["any_to"]) == list(range(size))
     assert len(after["any"]) == (1 if size else 0)
+
+
+def test_chains_that_nobody_uses_stay_until_there_are_too_many_of_them() -> None:
+    few = Counter({"any3_1": 2, "any4_7": 0, "v6port2_3": -1, "anyk600": 0, "note": 0})
+    assert maps.with_spares(few) == {"any3_1": 2, "any4_7": 0, "v6port2_3": 0}
+    many = Counter(dict.fromkeys((f"any{size}_0" for size in range(2, maps.MAX_SPARE_CHAINS + 3)), 0))
+    many["any2_1"] = 1
+    assert maps.with_spares(many) == {"any2_1": 1}

@@ -54,6 +54,21 @@ def test_a_table_is_made_from_nothing_in_one_transaction_with_tagged_rules() -> 
     ]
 
 
+def test_what_changes_nothing_but_elements_is_told_as_edits() -> None:
+    other = Table(WANTED.maps, WANTED.chains, {"numbers": {(0x0A000001,): (8,)}, "names": {(0x0A000001, 80): ()}})
+    done = step(made(WANTED), other)
+    assert done is not None
+    assert done.edits is not None
+    assert [(one.map, one.delete, one.add) for one in done.edits] == [
+        (NUMBERS, frozenset({(0x0A000001,)}), {(0x0A000001,): (8,)})
+    ]
+    more = Table((*other.maps, VERDICTS), (*other.chains, Chain("more", ())), other.elements)
+    for held, wanted in ((None, other), (made(WANTED), more), (made(more), WANTED)):
+        done = step(held, wanted)
+        assert done is not None
+        assert done.edits is None
+
+
 def test_a_table_that_is_as_wanted_needs_no_transaction() -> None:
     assert step(made(WANTED), WANTED) is None
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mesh.vip import maps, wire
 from mesh.vip.ingress import HostRoute, LocalRoute, ReturnRoute, ReturnRule, RouteOrRule, SkipRule
-from mesh.vip.rules import HeldChain, Hook, Kind, Map, Shape
-from mesh.vip.wire import attribute
+from mesh.vip.rules import Edit, HeldChain, Hook, Key, Kind, Map, Shape
+from mesh.vip.wire import Nf, attribute
 
 NFGEN = bytes([2, 0, 0, 0])
 be32 = struct.Struct(">I").pack
@@ -89,6 +89,35 @@ def test_elements_of_verdict_maps_and_of_macs() -> None:
         number = nested(2, attribute(1, (258).to_bytes(length, sys.byteorder)))
         element = nested(1, nested(1, attribute(1, bytes.fromhex("026d73680002"))), number)
         assert list(wire.elements(peers, NFGEN + nested(3, element))) == [(("02:6d:73:68:00:02",), (258,))]
+
+
+def test_elements_are_written_as_they_are_read() -> None:
+    task, far = int(IPv4Address("10.1.0.7")), int(IPv6Address("fd00::7"))
+    macs = Map("macs", "", (Kind.MAC,), (Kind.ZONE,))
+    some: list[tuple[Map, Key, Key]] = [
+        (maps.PORT.slots, (int(IPv4Address("169.254.0.2")), 6, 8080, 258), (task,)),
+        (maps.PORT6.slots, (far, 17, 53, 0), (far,)),
+        (maps.ANY.service, (task,), ("any3_1",)),
+        (maps.PORT.service, (task, 6, 80), ("port1",)),
+        (macs, ("02:6d:73:68:00:02",), (258,)),
+        (Map("names", "", (Kind.ADDRESS, Kind.PORT)), (task, 80), ()),
+    ]
+    for of, key, value in some:
+        edits = [Edit(of, frozenset({key}), {key: value})]
+        (delete, gone), (add, come) = wire.element_changes(edits)
+        assert (delete, add) == (Nf.DELETE_ELEMENT, Nf.NEW_ELEMENT)
+        assert list(wire.elements(of, come)) == [(key, value)]
+        assert list(wire.elements(Map(of.name, "", of.key), gone)) == [(key, ())]
+
+
+def test_many_elements_go_into_several_messages_what_is_deleted_first() -> None:
+    numbers = Map("numbers", "", (Kind.ADDRESS,), (Kind.MARK,))
+    made: dict[Key, Key] = {(n,): (n,) for n in range(600)}
+    messages = list(
+        wire.element_changes([Edit(numbers, frozenset(made), made), Edit(numbers, frozenset({(700,)}), {})])
+    )
+    assert [kind for kind, _ in messages] == [Nf.DELETE_ELEMENT] * 4 + [Nf.NEW_ELEMENT] * 3
+    assert dict(one for kind, data in messages[4:] for one in wire.elements(numbers, data)) == made
 
 
 def test_a_connection_tells_what_was_addressed_and_who_answers() -> None:
