@@ -16,6 +16,8 @@ import pytest
 from mesh.lab.lab import CLIENT, Lab
 
 TIMEOUT_S = 60.0
+# Between two looks: most cost a run of `mesh`, a quarter of a second of the processor that what is waited for needs.
+PAUSE_S, PAUSE_MAX_S = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,11 @@ class Cluster:
 
     def until(self, what: str, holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
         """Wait for something to hold."""
-        deadline = time.monotonic() + timeout_s
+        deadline, pause_s = time.monotonic() + timeout_s, PAUSE_S
         while not holds():
             assert time.monotonic() < deadline, f"it never held that {what}\n{self.logs()}"
-            time.sleep(0.1)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.3, PAUSE_MAX_S)
 
     def serve(self, name: str, replicas: int, *options: str) -> None:
         """A service of the small web server, running and answering."""

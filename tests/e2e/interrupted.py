@@ -22,7 +22,7 @@ def main() -> None:
                 break
         demo.send_signal(signal.SIGINT)
         demo.communicate(timeout=END_TIMEOUT_S)
-    print(json.dumps({"exit": demo.returncode, "left": difference(before, snapshot(name))}))  # noqa: T201
+    print(json.dumps({"exit": demo.returncode, "left": difference(before, snapshot(name))}))
 
 
 if __name__ == "__main__":
