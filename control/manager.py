@@ -195,16 +195,7 @@ class Manager:
             key_digest=founding.key_digest,
             issuer=founding.digest,
         )
-        cluster = Cluster(
-            id=cluster_id,
-            spec=spec,
-            worker_token=make_token(founding.digest, _random_bytes()),
-            manager_token=make_token(founding.digest, _random_bytes()),
-            next_node_number=FIRST_NODE_NUMBER + 1,
-            gossip_keys=keymanager.new_ring(secrets.token_bytes),
-            gossip_keys_ms=wall_ms(),
-        )
-        cluster = with_lock(cluster, secrets.token_bytes(UNLOCK_KEY_BYTES))
+        cluster = _first_cluster(cluster_id, spec, founding.digest, wall_ms())
         first = (cluster, node, founding.authority)
         try:
             await home.create(cluster_id, node.id, lambda backend: _write(backend, first, wall_ms))
@@ -286,6 +277,20 @@ def _cores(new_id: Callable[[], str]) -> tuple[Core, ...]:
         Core("trust", trust.decide),
         Core("keys of gossip", partial(keymanager.decide, random_bytes=secrets.token_bytes)),
     )
+
+
+def _first_cluster(cluster_id: str, spec: ClusterSpec, root_digest: str, now_ms: int) -> Cluster:
+    """With its tokens and keys."""
+    cluster = Cluster(
+        id=cluster_id,
+        spec=spec,
+        worker_token=make_token(root_digest, _random_bytes()),
+        manager_token=make_token(root_digest, _random_bytes()),
+        next_node_number=FIRST_NODE_NUMBER + 1,
+        gossip_keys=keymanager.new_ring(secrets.token_bytes),
+        gossip_keys_ms=now_ms,
+    )
+    return with_lock(cluster, secrets.token_bytes(UNLOCK_KEY_BYTES))
 
 
 def _random_bytes() -> bytes:

@@ -22,6 +22,7 @@ from mesh.cli.show.status import Overview, overview_record, pretty_overview, pro
 from mesh.cli.token import join_command
 
 if TYPE_CHECKING:
+    from control.rpc import control_pb2 as pb
     from mesh.cli.client import Client
 
 DEFAULT_PORT = 7377
@@ -111,6 +112,11 @@ def init(
     if quiet:
         click.echo(reply.node_id)
         return
+    _explain(reply)
+
+
+def _explain(reply: pb.InitReply) -> None:
+    """What was made, and what to do next."""
     click.echo(f"Cluster initialized: this node ({reply.node_id}) is now a manager.\n")
     click.echo("To add a worker to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(reply.worker_token, reply.manager_address)}\n")
