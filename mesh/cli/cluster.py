@@ -109,14 +109,14 @@ def init(
             external_ca=external_ca,
         )
     )
+    _explain(reply, quiet=quiet)
+
+
+def _explain(reply: pb.InitReply, *, quiet: bool) -> None:
+    """What was made, and what to do next."""
     if quiet:
         click.echo(reply.node_id)
         return
-    _explain(reply)
-
-
-def _explain(reply: pb.InitReply) -> None:
-    """What was made, and what to do next."""
     click.echo(f"Cluster initialized: this node ({reply.node_id}) is now a manager.\n")
     click.echo("To add a worker to this cluster, run the following command on it:\n")
     click.echo(f"    {join_command(reply.worker_token, reply.manager_address)}\n")
