@@ -23,11 +23,9 @@ from control.ca.root import CaError
 from control.home import home_of
 from control.manager import Manager, ManagerError
 from control.model import ClusterSpec, NodeDescription
-from control.model import Node as ControlNode
 from control.rpc import control_pb2 as pb
 from control.rpc.control_pb2_grpc import (
     ControlServicer,
-    ControlStub,
     LogsServicer,
     add_ControlServicer_to_server,
     add_LocalServicer_to_server,
@@ -45,9 +43,11 @@ from mesh.agent.agent import Identity as AgentIdentity
 from mesh.agent.questions import Questions, UnknownTaskError, find_task
 from mesh.config import Config
 from mesh.daemon import identity as identities
+from mesh.daemon.addressing import Addressing
 from mesh.daemon.doorman import Doorman
 from mesh.daemon.identity import Identity, IdentityError
 from mesh.daemon.joining import ask_to_join, brought_root, external_ca
+from mesh.daemon.leaving import lay_down, sign_off
 from mesh.daemon.local import ControlGate, LocalService, LogsGate, StateError
 from mesh.daemon.locker import LOCKED, Locker, LockerError, open_vault
 from mesh.daemon.managing import Managing
@@ -60,10 +60,6 @@ log = logging.getLogger(__name__)
 
 # Whoever is in it may use the local socket as root may, if there is such a group.
 GROUP = "mesh"
-JOIN_TIMEOUT_S = 20.0
-LEAVE_TIMEOUT_S = 5.0
-# A manager that leaves is let go first: an election, a change of the members, and a heartbeat to hear of it.
-LAY_DOWN_TIMEOUT_S = 30.0
 # An engine that comes after us is noticed within twice this; one that is only restarted is not missed.
 EXECUTORS_LOOK_S = 5.0
 # `init` and `join` wait this long for the node's first session; it is there in a fraction.
@@ -108,6 +104,7 @@ class Node:
         tls = ManagersTls(self.papers)
         self.home = home_of(config.store, self.state_dir / "manager", config.quorum_listen, tls, self.vault)
         self._doors, self._describe, self._wall_ms = doors, describe, wall_ms
+        self._addressing = Addressing(config)
         if self.identity is not None and not self.papers.exist:
             raise IdentityError(f"this node has lost its certificate: restore {self.state_dir}/tls, or start it anew")
         self._agent: Agent | None = None
@@ -148,7 +145,8 @@ class Node:
     async def _be_member(self) -> None:
         """Run manager and agent until the node leaves."""
         assert self.identity is not None
-        identity = await self._settle(self.identity)
+        identity = await self._addressing.settled(self.identity)
+        self._keep(identity)
         log.info("member of a cluster", extra={"node": identity.node_id, "role": identity.role})
         doors = replace(self._doors(self.config), edge=self.edge)
         balancer = doors.balancer.balancer.name
@@ -174,23 +172,7 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.locker.once_open(renewal.run))
                 group.create_task(self.locker.once_open(managing.run))
-                self._agent = Agent(
-                    AgentIdentity(
-                        node_id=identity.node_id,
-                        secret=identity.secret,
-                        cluster_id=identity.cluster_id,
-                        data_address=identity.data_address,
-                        managers=identity.managers,
-                        hints=self.config.managers,
-                    ),
-                    description,
-                    doors,
-                    self.state_dir,
-                    self.config.netns_dir,
-                    self.metrics,
-                    self._wall_ms,
-                    self.config.dns_address(),
-                )
+                self._agent = self._make_agent(identity, description, doors)
                 self._say_where(self._agent)
                 group.create_task(self._agent.run())
                 if self.plugin is not None:
@@ -207,6 +189,25 @@ class Node:
             await managing.close()
         await self._forget(self._own())  # there is no other way to get here than to leave
 
+    def _make_agent(self, identity: Identity, description: NodeDescription, doors: Doors) -> Agent:
+        return Agent(
+            AgentIdentity(
+                node_id=identity.node_id,
+                secret=identity.secret,
+                cluster_id=identity.cluster_id,
+                data_address=identity.data_address,
+                managers=identity.managers,
+                hints=self.config.managers,
+            ),
+            description,
+            doors,
+            self.state_dir,
+            self.config.netns_dir,
+            self.metrics,
+            self._wall_ms,
+            self.config.dns_address(),
+        )
+
     def _own(self) -> Identity:
         assert self.identity is not None, "only while this node is a member"
         return self.identity
@@ -215,25 +216,6 @@ class Node:
         if identity != self.identity:
             identities.save(self.state_dir, identity)
             self.identity = identity
-
-    async def _settle(self, identity: Identity) -> Identity:
-        """The identity with addresses that this machine has: it may have got others since it was last up."""
-        own = {str(address.address) for address in await asyncio.to_thread(machine.addresses)}
-        data = identity.data_address
-        if data not in own:
-            data = await self._own_address(self.config.data_address or self.config.advertise_address.partition(":")[0])
-        address = identity.address
-        if identity.role == "manager" and address.rpartition(":")[0].strip("[]") not in own:
-            address = await self._control_address("", data)
-        identity = msgspec.structs.replace(identity, data_address=data, address=address)
-        self._keep(identity)
-        return identity
-
-    async def _control_address(self, asked: str, data_address: str) -> str:
-        """host:port of this node as a manager."""
-        host, port = self._split(asked or self.config.advertise_address or data_address)
-        own = await self._own_address(host)
-        return f"{own}:{port}"
 
     async def _follow_managers(self, agent: Agent, managing: Managing, renewal: Renewal) -> None:
         """What the managers say of themselves, and of the role of this node."""
@@ -244,7 +226,7 @@ class Node:
             role = agent.connection.role or before.role
             address = before.address
             if role == "manager" and not address:
-                address = await self._control_address("", before.data_address)
+                address = await self._addressing.control("", before.data_address)
             enrolled = before.enrolled and before.role == "manager"
             self._keep(
                 msgspec.structs.replace(
@@ -291,7 +273,7 @@ class Node:
 
     async def _forget(self, identity: Identity) -> None:
         """Nothing of the cluster stays here, and as little as possible of this node there."""
-        await self._take_leave(identity)
+        await sign_off(self.edge, identity)
         identities.forget(self.state_dir)
         await self.papers.forget()
         await self.locker.release()
@@ -371,6 +353,9 @@ class Node:
             except LockerError as error:
                 raise StateError(str(error)) from error
 
+    def _manages(self) -> bool:
+        return self._managing is not None and self._managing.manager is not None
+
     def _is_connected(self) -> bool:
         return self._agent is not None and self._agent.session.connected
 
@@ -410,10 +395,7 @@ class Node:
         """Start a cluster with this node as its first manager."""
         async with self._changing:
             self._must_be_idle()
-            host, port = self._split(request.advertise_address or self.config.advertise_address)
-            own = await self._own_address(host)
-            data = await self._own_address(request.data_address or self.config.data_address or own)
-            address = f"{own}:{port}"
+            address, data = await self._addressing.first(request.advertise_address, request.data_address)
             description = await asyncio.to_thread(self._describe, data)
             try:
                 made = await Manager.bootstrap(
@@ -461,8 +443,8 @@ class Node:
                 csr = await self.papers.request()
             except (TokenError, CredentialsError) as error:
                 raise StateError(str(error)) from error
-            own = await self._address_towards(request)
-            address = await self._control_address(request.advertise_address, own)
+            own = await self._addressing.towards(request.data_address, next(iter(request.managers), ""))
+            address = await self._addressing.control(request.advertise_address, own)
             description = await asyncio.to_thread(self._describe, own)
             reply = await ask_to_join(
                 list(request.managers),
@@ -505,48 +487,10 @@ class Node:
             if self.locked and not force:
                 raise StateError(f"{LOCKED}; or use --force, and forget what it knows")
             if self.identity.role == "manager" and not self.locked:
-                await self._lay_down(self.identity, force=force)
+                await lay_down(self.edge, self.identity, self._manages, force=force)
             self._left.clear()
             self._leave.set()
             await self._left.wait()
-
-    async def _lay_down(self, identity: Identity, *, force: bool) -> None:
-        """Be a worker before leaving, so that the other managers do not wait for this one. Raises StateError."""
-        try:
-            async with asyncio.timeout(LAY_DOWN_TIMEOUT_S):
-                await self._demote(identity)
-                while self._managing is not None and self._managing.manager is not None:  # noqa: ASYNC110 - bounded above
-                    await asyncio.sleep(CONNECT_POLL_S)
-        except (grpc.aio.AioRpcError, TimeoutError) as error:
-            said = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it takes too long"
-            if not force:
-                raise StateError(
-                    f"this node cannot leave, since it is a manager: {said}; "
-                    "use --force to leave all the same, which ends the cluster if this is its only manager"
-                ) from error
-            log.warning("leaving without being let go", extra={"reason": said})
-
-    async def _demote(self, identity: Identity) -> None:
-        async with self.edge.channel(identity.address) as channel:
-            stub = ControlStub(channel)
-            reference = pb.GetRequest(kind="node", reference=identity.node_id)
-            found = await stub.Get(reference, timeout=JOIN_TIMEOUT_S)
-            node = msgspec.msgpack.decode(found.value, type=ControlNode)
-            spec = msgspec.msgpack.encode(msgspec.structs.replace(node.spec, role="worker"))
-            await stub.UpdateNode(pb.UpdateRequest(reference=node.id, spec=spec), timeout=JOIN_TIMEOUT_S)
-
-    async def _take_leave(self, identity: Identity) -> None:
-        """Have the managers forget this node. If none answers, it stays in their list as down."""
-        if identity.role == "manager":
-            return
-        request = pb.RemoveRequest(kind="node", reference=identity.node_id, force=True)
-        for address in identity.managers:
-            try:
-                async with self.edge.channel(address) as channel:
-                    await ControlStub(channel).Remove(request, timeout=LEAVE_TIMEOUT_S)
-                    return
-            except grpc.aio.AioRpcError as error:
-                log.warning("cannot sign off", extra={"manager": address, "error": error.details()})
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -570,23 +514,6 @@ class Node:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 while self._agent is None or not self._agent.session.connected:  # noqa: ASYNC110 - bounded above
                     await asyncio.sleep(CONNECT_POLL_S)
-
-    def _split(self, address: str) -> tuple[str, str]:
-        host, _, port = address.partition(":")
-        return host, port or self.config.listen.rpartition(":")[2]
-
-    async def _address_towards(self, request: pb.LocalJoinRequest) -> str:
-        """The data address asked for, else the one from which this machine reaches the manager."""
-        asked = request.data_address or self.config.data_address
-        if not asked and request.managers:
-            asked = machine.source_address(request.managers[0])
-        return await self._own_address(asked)
-
-    async def _own_address(self, asked: str) -> str:
-        try:
-            return str(machine.choose_address(asked, await asyncio.to_thread(machine.addresses)))
-        except machine.AddressError as error:
-            raise StateError(str(error)) from error
 
 
 async def _tell_rumours(agent: Agent, managing: Managing) -> None:
