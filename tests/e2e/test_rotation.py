@@ -184,7 +184,8 @@ def test_keys_of_gossip_change_under_traffic_and_while_a_node_is_away() -> None:
     try:
         lab.up(3, Daemon((sys.executable, "-c", QUICK, *MESHD.command[1:]), MESHD.socket))
         cluster = managed(lab, managers=1)
-        cluster.serve("api", 2, "--network", "web", "--publish", "8080:80")
+        # Not on h3: a node without its daemon counts as lost after a while, and what is open to its tasks is ended.
+        cluster.serve("api", 2, "--network", "web", "--publish", "8080:80", "--constraint", "node.hostname!=h3")
         alive = dict.fromkeys(cluster.hosts, "alive")
         cluster.until("all are in gossip", lambda: seen(cluster, "h1") == alive)
         traffic = Traffic(cluster, f"http://{lab.address('h2')}:8080/")
