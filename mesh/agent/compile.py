@@ -114,6 +114,7 @@ class _Pieces:
     services: _Shelf[VirtualService] = field(default_factory=_Shelf)
     ports: _Shelf[PortSpec] = field(default_factory=_Shelf)
     names: _Shelf[ServiceNames] = field(default_factory=_Shelf)
+    entered: _Shelf[str] = field(default_factory=_Shelf)  # services with ports on whatever node
 
 
 @dataclass(slots=True)
@@ -324,12 +325,13 @@ class Compiler:
                 continue
             service, net, pieces = place.services.get(service_id), place.net, place.pieces
             if service is None or net is None:
-                for shelf in (pieces.services, pieces.ports, pieces.names):
+                for shelf in (pieces.services, pieces.ports, pieces.names, pieces.entered):
                     shelf.put(service_id, ())
                 continue
             behind = [place.endpoints[key] for key in place.behind.get(service_id, ())]
             pieces.services.put(service_id, fragments.virtual_services(view, net, service, behind))
             pieces.ports.put(service_id, fragments.ingress_ports(view, service, network_id))
+            pieces.entered.put(service_id, (service_id,) if fragments.is_entered(service, network_id) else ())
             pieces.names.put(service_id, (fragments.service_names(view, net, service, behind),))
         for network_id in {network_id for network_id, _ in self._services if network_id in self._places}:
             self._tidy(network_id)
@@ -341,7 +343,8 @@ class Compiler:
         services = pieces.services.all() + pieces.hosted.all()
         if place.ways_back is None:  # as long as no node comes or goes: then all is made anew
             place.ways_back = fragments.ways_back(view, net, self._peers.values())
-        place.router = fragments.router(view, net, place.ways_back, pieces.own.all(), services)
+        meshed = bool(pieces.entered.all() or pieces.host_ports.all())
+        place.router = fragments.router(view, net, place.ways_back, pieces.own.all(), services, meshed)
         place.published = tuple(fragments.published(net, (*pieces.ports.all(), *pieces.host_ports.all())))
         place.names = fragments.network_names(net, pieces.names.all())
 

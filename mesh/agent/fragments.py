@@ -258,8 +258,9 @@ def router(
     ways_back: tuple[ReturnPath, ...],
     local_tasks: tuple[Address, ...],
     services: tuple[VirtualService, ...],
+    meshed: bool,
 ) -> RouterPlan:
-    """The balancer of a network, of its pieces."""
+    """The balancer of a network, of its pieces. `meshed`: whether a port is published over it, here or elsewhere."""
     uplink = names.uplink(net.record.vni)
     return RouterPlan(
         netns=router_netns(view, net),
@@ -275,7 +276,13 @@ def router(
         subnet6=net.subnet6,
         gateway6=net.gateway6,
         uplink_address6=uplink.router_address6 if net.subnet6 is not None else None,
+        meshed=meshed,
     )
+
+
+def is_entered(service: ServiceEntry, network_id: str) -> bool:
+    """Whether connections from outside come to a service over a network, by whatever node."""
+    return service.ingress_network_id == network_id and any(port.mode == "ingress" for port in service.ports)
 
 
 def ways_back(view: View, net: Net, peers: Iterable[Peer]) -> tuple[ReturnPath, ...]:

@@ -16,6 +16,9 @@ In the router, beside the balancer's own part (`maps`):
   these would be one connection. So what comes through each node is tracked in a zone of its own, and the router gives
   the second of them another source port (the address stays).
 
+- A network over which no port is published, on no node, has none of that (`meshed`): each base chain costs every packet
+  some 500 instructions. What comes from outside is refused where only the first packets of connections pass.
+
 - *The host* speaks to services like a task (docs/decisions/0023): what comes by the uplink is for a published port, or
   from the host itself. Other machines that send their packets for our networks to the host are refused.
 
@@ -130,6 +133,7 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
         tuple(f"{one} ct original zone set ether saddr map @{_ZONES.name}" for one in outside),
         Hook("filter", "prerouting", -300),
     )
+    refuse_strangers = [f'iifname "{up}" {one} goto {_REFUSED.name}' for one in _strangers(router)]
     note = Chain(
         "note",
         (
@@ -138,11 +142,13 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
             *(f"{one} ct state new ct mark set ether saddr map @{_PEERS.name}" for one in outside),
             # Of no node of ours: answers would leave by the wrong door.
             *(f"{one} ct state new ct mark 0 drop" for one in outside),
-            *(f'iifname "{up}" {one} goto {_REFUSED.name}' for one in _strangers(router)),
+            *refuse_strangers,
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
         ),
         Hook("filter", "prerouting", -150),
     )
+    # Of the type "nat", which sees the first packet of each connection only.
+    enter = Chain("enter", (*(f"{one} drop" for one in outside), *refuse_strangers), Hook("nat", "prerouting", -110))
     guard = Chain(
         "guard",
         (
@@ -165,7 +171,8 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
         _ZONES.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
-    chains = (_REFUSED, apart, note, guard, _forward(router, up, vxlan), leave)
+    arriving = (apart, note) if router.meshed else (enter,)
+    chains = (_REFUSED, *arriving, guard, _forward(router, up, vxlan), leave)
     return Table(ROUTER_MAPS, chains, elements)
 
 
@@ -359,6 +366,8 @@ def routing(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozense
 
 def ways_back(router: RouterPlan, vxlan_index: int, uplink_index: int) -> frozenset[RouteOrRule]:
     """Those that do not depend on the services."""
+    if not router.meshed:
+        return frozenset()
     back = [ReturnRoute(p.node_number, p.router_address, vxlan_index) for p in router.return_paths]
     if router.subnet6 is not None:
         back += [

@@ -240,10 +240,10 @@ def table(router: RouterPlan, served: ingress.Served) -> Table:
     A base chain costs each packet more than a rule, so ours go into those that are there where they can.
     """
     own = ingress.router_table(router, served)
-    sends, refusals = ["ct state != new accept"], ["ct state != new accept"]
+    spare = ["ct state != new accept"]
     for ip, _, marks, idle, _ in _families(router):
-        sends.append(f"meta mark set {ip} daddr map @{marks.name}")
-        refusals.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
+        spare.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
+        spare.append(f"meta mark set {ip} daddr map @{marks.name}")
     rest = []
     for chain in own.chains:
         hook = chain.hook
@@ -253,13 +253,11 @@ def table(router: RouterPlan, served: ingress.Served) -> Table:
         elif hook is not None and chain.name == "pass":
             rules = (*_foreign(router, "ct state established,related "), *chain.rules)
             rest.append(changed(chain, hook=changed(hook, priority=_BEFORE_IPVS), rules=rules))
-        elif chain.name == "note":
-            rest.append(changed(chain, rules=(*chain.rules, *sends)))
         else:
             rest.append(chain)
     chains = (
         *rest,
-        Chain("spare", tuple(refusals), Hook("filter", "input", 0)),
+        Chain("spare", tuple(spare), Hook("filter", "input", 0)),
         Chain("show", tuple(_foreign(router, "")), Hook("filter", "forward", _BEHIND_IPVS)),
     )
     return Table(own.maps + MAPS, chains, own.elements)

@@ -175,9 +175,10 @@ class Kernel:
         if known is None or known.cookie != namespace.cookie or known.own != own:
             known = _Ways(namespace.cookie, (), own, frozenset(), Book())
         change, before = known.book.update(router.services), known.fixed
+        is_known = bool(known.made_of)
         fixed = before if known.made_of == made_of else ingress.ways_back(router, vxlan, uplink)
         known.fixed, known.made_of = fixed, made_of
-        if before and (change.came or change.went or change.keys or fixed != before):
+        if is_known and (change.came or change.went or change.keys or fixed != before):
             came, went = ({ingress.LocalRoute(a) for a in some - own} for some in (change.came, change.went))
             return known, (fixed - before) | came, (before - fixed) | went
         wanted = fixed | {ingress.LocalRoute(address) for address in known.book.addresses.keys() - own}

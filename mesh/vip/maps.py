@@ -401,6 +401,7 @@ def _table(chains: frozenset[str]) -> Table:
         else f"meta l4proto != {icmp} {address} vmap @{one.name}"
         for one, icmp in ((PORT, 0), (ANY, _ICMP), (PORT6, 0), (ANY6, _ICMP6))
         for address in (one.key,)
+        if f"{one.name}1" in found  # on which all of its services' chains go; nobody looks into a map with nothing
     ]
     base = [Chain("balance", tuple(lookups), Hook("nat", "prerouting", -100))]
     if any(_KEEPING.fullmatch(name) for name in found):

@@ -79,6 +79,7 @@ class RouterPlan:
     subnet6: IPv6Network | None = None  # with the next two: the network speaks IPv6 as well
     gateway6: IPv6Address | None = None
     uplink_address6: IPv6Address | None = None
+    meshed: bool = True  # whether connections from outside may come here, from the host or from other nodes
 
 
 @dataclass(frozen=True, slots=True)

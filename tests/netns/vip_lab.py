@@ -275,6 +275,7 @@ class Lab:
                 VirtualService(net.vip, None, None, None, backends, net.scheduler, net.affinity_s),
                 *published,
             ),
+            meshed=bool(net.ports),
         )
 
     def with_services(self, host: Host, services: tuple[VirtualService, ...]) -> VipPlan:

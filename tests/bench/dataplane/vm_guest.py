@@ -20,7 +20,7 @@ from mesh.vip.ipvs import Door, probe
 from mesh.vip.ipvs_plan import AF_INET, Destination, PutBackend, PutService, Service, ServiceId
 from mesh.vip.kernel import Kernel
 from mesh.vip.namespace import visit
-from mesh.vip.plan import Backend, RouterPlan, VipPlan, VirtualService
+from mesh.vip.plan import Backend, ReturnPath, RouterPlan, VipPlan, VirtualService
 from overlay import names
 from tests.netns.world import World, hosts_on_a_switch, inside, run
 
@@ -54,6 +54,12 @@ def main() -> None:
             paths += [
                 ("ours, IPVS", count, lambda count=count: ours.prepare("ipvs", count)),
                 ("ours, nftables", count, lambda count=count: ours.prepare("nftables", count)),
+                (
+                    "ours, nftables, with a published port",
+                    count,
+                    lambda count=count: ours.prepare("nftables", count, True),
+                ),
+                ("ours, IPVS, with a published port", count, lambda count=count: ours.prepare("ipvs", count, True)),
                 ("IPVS with source NAT, as Swarm", count, lambda count=count: swarm.prepare(count)),
             ]
         for name, count, prepare in paths:
@@ -226,12 +232,14 @@ class Ours:
             one.terminate()
             one.wait(10)
 
-    def plan(self, count: int, backends: int = BACKENDS) -> VipPlan:
-        """That many services; the last has `backends` backends."""
+    def plan(self, count: int, backends: int = BACKENDS, published: bool = False) -> VipPlan:
+        """That many services; the last has `backends` backends. `published`: one more has a port, on three nodes."""
         uplink, tasks = names.uplink(VNI), tuple(map(Backend, TASKS))
         addresses = (VIP, *(IPv4Address("10.200.0.0") + n for n in range(1, count)))
         services = tuple(VirtualService(address, None, None, None, tasks) for address in addresses)
         last = replace(services[-1], backends=tasks[:backends])
+        more = (VirtualService(uplink.router_address, "tcp", 8080, 80, tasks),) if published else ()
+        others = (2, 3) if published else ()
         router = RouterPlan(
             netns=self._world.router(self._host, "web"),
             subnet=IPv4Network("10.1.0.0/24"),
@@ -241,8 +249,9 @@ class Ours:
             uplink_address=uplink.router_address,
             masquerade=True,
             local_tasks=tuple(TASKS),
-            return_paths=(),
-            services=(*services[:-1], last),
+            return_paths=tuple(ReturnPath(n, names.router_mac(n), names.router_address(n)) for n in others),
+            meshed=published,  # as the agent has it
+            services=(*services[:-1], last, *more),
         )
         return VipPlan((router,), ())
 
@@ -259,11 +268,11 @@ class Ours:
             self._kernel.prune(VipPlan((), ()))
         self._kernel, self._balancer = Kernel(host_netns=self._host.netns, balancer=balancer), balancer
 
-    def prepare(self, balancer: str, count: int) -> tuple[str, str]:
+    def prepare(self, balancer: str, count: int, published: bool = False) -> tuple[str, str]:
         """The client, and what it shall ask."""
         if balancer != self._balancer:
             self._fresh(balancer)
-        self._applied(self.plan(count))
+        self._applied(self.plan(count, published=published))
         return self.client.netns, str(VIP)
 
     def program(self, balancer: str, count: int) -> dict[str, object]:

@@ -309,6 +309,17 @@ def test_a_port_is_published_on_the_nodes_that_its_constraints_choose(
     plan = compiled(replace(API, ports=(port,)), *([me] if me is not None else []))
     assert [p.addresses for p in plan.vip.published] == ([(A("192.0.2.1"),)] if open_here else [])
     assert any(s.port == 8080 for s in router(plan).services) is open_here
+    assert router(plan).meshed  # its connections come by other nodes as well
+
+
+def test_a_network_over_which_no_port_is_published_is_not_of_the_mesh() -> None:
+    assert not router(compiled(replace(API, ports=()), endpoint(2, "n2"))).meshed
+    assert not router(compiled(replace(API, ports=(PortSpec(target=80, published=8080, mode="host"),)))).meshed
+    port = PortSpec(target=53, published=5353, protocol="udp", mode="host")
+    here = (endpoint(1, "n1", host_ports=(port,)), own_task(1, "web-id"))
+    assert router(compiled(replace(API, ports=()), *here, tasks=running(1))).meshed
+    routers = {r.subnet: r.meshed for r in compiled(DB).vip.routers}
+    assert routers == {IPv4Network(WEB.subnet): True, IPv4Network(DB.subnet): False}
 
 
 def test_the_host_asks_where_its_configuration_says() -> None:

@@ -86,6 +86,15 @@ def test_without_return_paths_there_are_no_rules() -> None:
     assert ingress.routing(alone, 5, 6) == {LocalRoute(int(VIP))}
 
 
+def test_a_network_without_ports_costs_its_packets_one_chain_and_refuses_the_world_at_the_first_of_them() -> None:
+    inner = replace(ROUTER, masquerade=False, meshed=False)
+    assert ingress.routing(inner, 5, 6) == {LocalRoute(int(VIP))}
+    hooks = {(c.hook.type, c.hook.name) for c in ingress.router_table(inner).chains if c.hook is not None}
+    assert hooks == {("nat", "prerouting"), ("filter", "input"), ("filter", "forward"), ("nat", "postrouting")}
+    assert f'iifname "vx4096" ip saddr != {ROUTER.subnet} drop' in chain(inner, "enter")
+    assert 'iifname "up0" ip daddr != 169.254.0.2 ip saddr != 169.254.0.1 goto refused' in chain(inner, "enter")
+
+
 def test_of_two_networks_with_one_subnet_the_first_is_the_hosts() -> None:
     twin = replace(ROUTER, uplink_address=IPv4Address("169.254.0.6"))
     assert ingress.host_routes([ROUTER, twin]) == {HostRoute(ROUTER.subnet, ROUTER.uplink_address)}
