@@ -118,10 +118,11 @@ class Values(Collection[V]):
 class Editor(Generic[K, V]):
     """A version in the making. Used by one owner, once: `done` ends it."""
 
-    __slots__ = ("_chunks", "_firsts", "_owned", "_size")
+    __slots__ = ("_chunks", "_firsts", "_owned", "_shared", "_size")
 
     def __init__(self, base: SortedMap[K, V]) -> None:
-        self._firsts = list(base._firsts)
+        self._firsts = base._firsts
+        self._shared = True  # with the base: most commits change no bound of a chunk
         self._chunks = list(base._chunks)
         self._size = base._size
         self._owned: list[_Chunk[K, V]] = []  # chunks of this editor, which it may change in place
@@ -135,7 +136,7 @@ class Editor(Generic[K, V]):
         i = bisect_right(self._firsts, key) - 1
         if i < 0:
             i = 0
-            self._firsts[0] = key
+            self._own_firsts()[0] = key
         chunk = self._chunks[i]
         j = bisect_left(chunk.keys, key)
         if j < len(chunk.keys) and chunk.keys[j] == key:
@@ -177,6 +178,11 @@ class Editor(Generic[K, V]):
         self._firsts, self._chunks, self._owned = [], [], []
         return out
 
+    def _own_firsts(self) -> list[K]:
+        if self._shared:
+            self._firsts, self._shared = list(self._firsts), False
+        return self._firsts
+
     def _own(self, i: int) -> _Chunk[K, V]:
         chunk = self._chunks[i]
         if type(chunk.values) is not list:
@@ -194,7 +200,7 @@ class Editor(Generic[K, V]):
 
     def _insert_chunk(self, i: int, first: K, chunk: _Chunk[K, V]) -> None:
         self._owned.append(chunk)
-        self._firsts.insert(i, first)
+        self._own_firsts().insert(i, first)
         self._chunks.insert(i, chunk)
 
     def _split(self, i: int) -> None:
@@ -207,7 +213,7 @@ class Editor(Generic[K, V]):
 
     def _merge(self, i: int) -> None:
         if not self._chunks[i].keys:
-            del self._firsts[i], self._chunks[i]
+            del self._own_firsts()[i], self._chunks[i]
             return
         left = i - 1 if i > 0 else i
         right = left + 1
@@ -218,4 +224,4 @@ class Editor(Generic[K, V]):
         into, out = self._own(left), self._chunks[right]
         into.keys += out.keys
         into.values += out.values
-        del self._firsts[right], self._chunks[right]
+        del self._own_firsts()[right], self._chunks[right]
