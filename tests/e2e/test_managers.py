@@ -59,7 +59,9 @@ def history(cluster: Cluster, host: str) -> set[tuple[str, str]]:
 @pytest.mark.hosts(3)
 @pytest.mark.timeout(150)
 def test_the_leader_is_killed_and_nobody_notices(bare_lab: Lab) -> None:
-    cluster = managed(bare_lab, heartbeat="5s")  # a node that is away for less than 15 s keeps its tasks
+    # A node that is away for less than a heartbeat keeps its tasks, also when gossip misses it: on a busy machine this
+    # one may be away for a dozen seconds.
+    cluster = managed(bare_lab, heartbeat="30s")
     cluster.serve("api", 3, "--network", "web")
     before = history(cluster, "h1")
     first = leader(cluster, "h1")
