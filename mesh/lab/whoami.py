@@ -29,9 +29,16 @@ _IP_PKTINFO = 8  # ip(7); not in Python's socket module
 _PKTINFO = struct.Struct("@i4s4s")  # device, local address, destination of the packet
 
 
-def describe(client: tuple[str, int], local: str, path: str) -> dict[str, str]:
-    """Who we are, and whom we saw."""
-    return {"host": os.uname().nodename, "address": local, "client": f"{client[0]}:{client[1]}", "path": path}
+def describe(client: tuple[Any, ...], local: str, path: str) -> dict[str, str]:
+    """Who we are, and whom we saw; addresses as sockets of either family give them."""
+    host = _plain(str(client[0]))
+    seen = f"[{host}]:{client[1]}" if ":" in host else f"{host}:{client[1]}"
+    return {"host": os.uname().nodename, "address": _plain(local), "client": seen, "path": path}
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address as such, also where a socket of both families shows it as one of IPv6 (RFC 4291, 2.5.5.2)."""
+    return address.removeprefix("::ffff:")
 
 
 def line(seen: dict[str, str]) -> bytes:
@@ -74,18 +81,22 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread per request, bounded."""
+    """A thread per request, bounded; on both families where there are both."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], places: int = MAX_THREADS) -> None:
         """Raises OSError when the port is taken."""
+        self._both = not address[0] and socket.has_dualstack_ipv6()
+        self.address_family = socket.AF_INET6 if self._both else socket.AF_INET
         super().__init__(address, Handler)
         self._places = threading.BoundedSemaphore(places)
 
     def server_bind(self) -> None:
         """Without the base class's look-up of our own name, which may take seconds."""
+        if self._both:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:

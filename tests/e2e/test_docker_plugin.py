@@ -208,6 +208,12 @@ def test_containers_have_both_families_on_a_network_of_both(cluster: Cluster) ->
     assert told in docker(cluster, "h1", "inspect", "-f", "{{json .NetworkSettings.Networks.six}}", "front6")
     pinged = docker(cluster, "h2", "exec", "asks", "busybox", "ping", "-c", "2", "-W", "10", told)
     assert " 0% packet loss" in pinged, "across hosts"
+    cluster.serve("plain6", 1, "--network", "six")
+    for family in ("-4", "-6"):  # a service's virtual address of either
+        assert "host=plain6.1" in docker(
+            cluster, "h2", "exec", "asks", "curl", family, "-sSm5", "http://plain6.six.mesh/"
+        )
+    cluster.mesh("service", "rm", "plain6")
     remove(cluster, "h1", "front6")
     remove(cluster, "h2", "asks")
     cluster.mesh("network", "rm", "six")

@@ -121,3 +121,20 @@ def test_it_imports_little() -> None:
     script = "import sys, mesh.lab.whoami; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     assert not {"asyncio", "click", "grpc", "msgspec", "pyroute2"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("address", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_it_answers_both_families_each_by_its_own_addresses(address: str, shown: str) -> None:
+    with whoami.Server(("", 0)) as made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            client = http.client.HTTPConnection(address, made.server_address[1], timeout=5)
+            client.request("GET", "/json")
+            assert client.sock is not None
+            seen = json.loads(client.getresponse().read())
+            assert (seen["address"], seen["client"]) == (address, f"{shown}:{client.sock.getsockname()[1]}")
+            client.close()
+        finally:
+            made.shutdown()
+            thread.join()
