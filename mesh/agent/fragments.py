@@ -77,9 +77,9 @@ def _both(address: str, subnet6: str) -> tuple[Address, ...]:
 
 
 @lru_cache(maxsize=_KEPT)
-def _backends(address: str, subnet6: str, weight: int) -> tuple[Backend, ...]:
+def _backends(address: str, subnet6: str, weight: int, silent: bool) -> tuple[Backend, ...]:
     """A task as a backend, by each of its addresses."""
-    return tuple(Backend(one, weight) for one in _both(address, subnet6))
+    return tuple(Backend(one, weight, silent) for one in _both(address, subnet6))
 
 
 def _number(backend: Backend) -> int:
@@ -133,6 +133,11 @@ def _remote(rumours: Rumours, endpoint: Endpoint) -> Serving:
     if endpoint.state == "draining":
         serving = min(serving, "draining", key=_LEAST)
     return min(serving, "draining", key=_LEAST) if liveness == "suspect" else serving
+
+
+def _is_silent(view: View, endpoint: Endpoint) -> bool:
+    """Whether the task's node is suspected to be gone."""
+    return endpoint.node_id != view.node_id and view.rumours.nodes.get(endpoint.node_id) == "suspect"
 
 
 _RANK: dict[Serving, int] = {"hidden": 0, "draining": 1, "ready": 2}
@@ -223,7 +228,11 @@ def _spread(
     """A virtual service on the addresses `where` (one of each family of the network) for one port, or for all."""
     states = [(e, serving(view, e)) for e in endpoints]
     subnet6 = net.record.subnet6
-    found = [_backends(e.address, subnet6, _WEIGHTS[state] * e.weight) for e, state in states if state in _WEIGHTS]
+    found = [
+        _backends(e.address, subnet6, _WEIGHTS[state] * e.weight, _is_silent(view, e))
+        for e, state in states
+        if state in _WEIGHTS
+    ]
     for family, address in enumerate(where):
         yield VirtualService(
             address,

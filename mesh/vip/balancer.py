@@ -120,6 +120,8 @@ class Nftables:
         """End connections to backends that are gone, and send their clients elsewhere."""
         lost = None if news else _lost_backends(step.before, step.after)
         changes: Counter[str] = Counter()
+        if silent := _silenced(step.before, step.after):
+            changes["vip connection"] = move_unanswered(namespace, silent)
         if news or any(group.keep is not None for group in (*step.before.values(), *step.after.values())):
             changes["vip client"] = self._forget_clients(namespace, path, router.groups)
         again = lost == NOBODY and not step.before and not step.after  # a repetition, which is in no hurry
@@ -131,7 +133,7 @@ class Nftables:
         ended = end_connections(namespace, is_stale, not news, self._recheck[path])
         if again and not ended:
             del self._recheck[path]
-        changes["vip connection"] = ended
+        changes["vip connection"] += ended
         return changes
 
     def _forget_clients(self, namespace: Namespace, path: str, groups: Mapping[ServiceKey, Group]) -> int:
@@ -220,6 +222,17 @@ def end_connections(
     return namespace.forget([one for one in namespace.connections(translated_only, answerers) if is_stale(one)])
 
 
+def move_unanswered(namespace: Namespace, silent: frozenset[int]) -> int:
+    """Stop tracking what these were asked and never answered; returns how many there were.
+
+    A client that tries again does so from the same port, which is the same connection: it would be sent to who cannot
+    answer until that one is given up.
+    """
+    asked = silent if len(silent) <= _MAX_ASKED else None
+    found = namespace.connections(translated_only=True, answerers=asked)
+    return namespace.forget([one for one in found if not one.answered and one.answerer in silent])
+
+
 def both(some: Answerers, more: Answerers) -> Answerers:
     """All of both."""
     if some is None or more is None or len(some | more) > _MAX_ASKED:
@@ -235,6 +248,20 @@ def _lost_backends(before: Mapping[ServiceKey, Group], after: Mapping[ServiceKey
             gone = _members(old) - (_members(after[key]) if key in after else frozenset())
             lost = both(lost, frozenset(address for address, _ in gone))
     return lost
+
+
+def _silenced(before: Mapping[ServiceKey, Group], after: Mapping[ServiceKey, Group]) -> frozenset[int]:
+    """The backends whose nodes have just fallen silent."""
+    found: set[int] = set()
+    for key, new in after.items():
+        if new is not (old := before.get(key)):
+            found |= _silent(new) - (_silent(old) if old is not None else frozenset())
+    return frozenset(found)
+
+
+def _silent(group: Group) -> frozenset[int]:
+    service = group.made_of
+    return frozenset(int(one.address) for one in service.backends if one.silent) if service is not None else NOBODY
 
 
 def _members(group: Group) -> frozenset[tuple[int, int | None]]:

@@ -31,6 +31,7 @@ class Backend(NamedTuple):
 
     address: Address
     weight: int = 1
+    silent: bool = False  # its node does not answer either: connections that it never answered go elsewhere too
 
 
 @dataclass(frozen=True, slots=True)

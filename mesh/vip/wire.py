@@ -317,7 +317,7 @@ def _field(kind: Kind, data: bytes) -> Atom:
 
 # --- conntrack --------------------------------------------------------------------------------------------------------
 
-STATUS_TRANSLATED = 1 << 5  # IPS_DST_NAT
+STATUS_ANSWERED, STATUS_TRANSLATED = 1 << 1, 1 << 5  # IPS_SEEN_REPLY, IPS_DST_NAT
 _CTA_IP_SRC, _CTA_IP_DST = {AF_INET: 1, AF_INET6: 3}, {AF_INET: 2, AF_INET6: 4}
 _CTA_ORIGINAL, _CTA_REPLY, _CTA_STATUS, _CTA_ID, _CTA_STATUS_MASK = 1, 2, 3, 12, 26
 _CTA_FILTER, _CTA_FILTER_REPLY, _FILTER_SOURCE, _CTA_TUPLE_IP = 25, 2, 1, 1
@@ -337,6 +337,7 @@ class Connection:
     answerer_port: int
     handle: bytes
     family: int = AF_INET
+    answered: bool = True  # whether anything ever came back
 
 
 def of_connections(translated_only: bool) -> bytes:
@@ -375,6 +376,7 @@ def connection(payload: bytes) -> Connection:
         answerer_port=int.from_bytes(answer_transport.get(2, b""), "big"),
         handle=handle,
         family=family,
+        answered=bool(_BE32.unpack(found[_CTA_STATUS])[0] & STATUS_ANSWERED) if _CTA_STATUS in found else True,
     )
 
 

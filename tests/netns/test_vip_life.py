@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import select
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
 from mesh.vip.kernel import Kernel
 from mesh.vip.namespace import visit
-from tests.netns.vip_lab import TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, udp
+from tests.netns.vip_lab import PATIENCE_S, TCP_PORT, Lab, ask, ask_udp, connected, default_nets, talk, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -78,6 +83,42 @@ def test_a_drained_backend_keeps_its_connections_and_flows_and_gets_no_new_ones(
             assert {ask(lab.netns("client3"), vip(lab)).task for _ in range(4)} == {other(name)}
             assert {ask_udp(lab.outside, lab.hosts[0].address, PORT).task for _ in range(4)} == {other(name)}
             assert [talk(one).task for one in (old, outside, flow)] == before
+
+
+@contextlib.contextmanager
+def mute(netns: str) -> Iterator[None]:
+    """Whatever comes to this task is lost."""
+    nft = ["nsenter", f"--net={netns}", "nft"]
+    rules = "table inet mute { chain come { type filter hook prerouting priority -500; drop; }; }"
+    subprocess.run([*nft, "-f", "-"], input=rules, text=True, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*nft, "delete", "table", "inet", "mute"], check=True)
+
+
+def test_a_client_that_was_not_answered_reaches_another_backend_once_that_node_is_suspected(lab: Lab) -> None:
+    """It tries again from the same port: by what is tracked that would be the same backend, until it is given up."""
+    if lab.hosts[2].number in lab.kernels and lab.kernels[lab.hosts[2].number].balancer.name == "ipvs":
+        return  # it does not let one connection go: there the client waits until the backend is removed
+    victim, healthy = lab.address("web1"), lab.address("web2")
+    inside, outside = (lab.netns("client3"), vip(lab), TCP_PORT), (lab.outside, lab.hosts[2].address, PORT)
+    for netns, address, port in (inside, outside):
+        lab.nets = default_nets()
+        lab.nets["web"].backends = {victim: 1}
+        lab.apply()
+        with connected(netns, address, port) as old, tcp(netns) as new:
+            assert talk(old).task == "web1"
+            with mute(lab.netns("web1")):
+                new.setblocking(False)
+                assert new.connect_ex((str(address), port)) == errno.EINPROGRESS
+                time.sleep(0.1)  # so that it is on its way
+                lab.nets["web"].backends, lab.nets["web"].silent = {victim: 0, healthy: 1}, frozenset({victim})
+                lab.apply()
+                assert select.select([], [new], [], 60.0)[1]
+                new.settimeout(PATIENCE_S)
+                assert talk(new).task == "web2"
+            assert talk(old).task == "web1"  # what was answered once is not moved: it may come back
 
 
 def test_a_connection_to_a_removed_backend_is_reset_also_when_it_was_drained_before(lab: Lab) -> None:

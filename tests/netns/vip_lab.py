@@ -193,6 +193,7 @@ class Net:
     scheduler: Scheduler = "rr"
     affinity_s: float = 0.0
     at: tuple[Address, ...] = ()  # the addresses of hosts on which its ports are published
+    silent: frozenset[IPv4Address] = frozenset()  # backends whose nodes are suspected
 
 
 @dataclass
@@ -252,7 +253,7 @@ class Lab:
 
     def _router(self, host: Host, name: str, net: Net) -> RouterPlan:
         uplink = names.uplink(net.vni)
-        backends = tuple(Backend(address, weight) for address, weight in net.backends.items())
+        backends = tuple(Backend(one, weight, one in net.silent) for one, weight in net.backends.items())
         published = (
             VirtualService(uplink.router_address, protocol, port, target, backends, net.scheduler, net.affinity_s)
             for (protocol, port), target in net.ports.items()

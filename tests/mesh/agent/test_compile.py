@@ -359,6 +359,14 @@ def test_a_node_that_gossip_suspects_or_misses_gets_no_traffic(liveness: Livenes
     assert weight(Rumours(nodes={"n2": liveness})) == expected
 
 
+def test_only_who_is_suspected_loses_clients_that_it_never_answered() -> None:
+    held = {key_of(r): r for r in (SETTINGS, *PEERS, WEB, API, endpoint(2, "n2"), endpoint(3, "n3", "draining"))}
+    assignments = Assignments(1, MappingProxyType(held))
+    for rumours, silent in ((Rumours(), set()), (Rumours(nodes={"n2": "suspect"}), {A("10.1.0.12")})):
+        plan = compile(View("n1", "10.66.0.11", "/run/netns", assignments, {}, rumours=rumours))
+        assert {backend.address for backend in backends(plan) if backend.silent} == silent
+
+
 @pytest.mark.parametrize(
     ("stored", "told", "expected"),
     [
