@@ -33,7 +33,7 @@ $(VENV)/.tools: $(VENV)/.ready
 
 # Most tests of whole clusters wait for clocks: the others go beside them, then the virtual machine. Only whole lines are
 # printed, so that two at a time can be read.
-BY_LINE := | grep --line-buffered ""
+BY_LINE := | grep --text --line-buffered ""
 
 test: $(VENV)/.tools ## all tests, those on the real kernel and on a kernel with IPVS included
 	$(MAKE) --no-print-directory --keep-going --jobs=2 test-hosts test-parts test-vm
