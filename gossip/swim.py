@@ -60,6 +60,7 @@ class Swim:
         )  # fmt: skip
         self._random = source
         self._gossiped_s = math.inf  # never, before the start
+        self._heard = True  # whether there was anybody to tell
 
     @property
     def counts(self) -> Counter[str]:
@@ -81,6 +82,7 @@ class Swim:
     def start(self, now: float) -> None:
         """Begin to probe, gossip and push/pull."""
         self._rules.announce(replace(self.me, since_s=now))
+        self._rules.look_for_former()
         self._prober.start(now)
         self._syncer.start(now)
         self._gossiped_s = now - self._random.random() * self.config.profile.gossip_interval_s
@@ -175,7 +177,8 @@ class Swim:
     def _gossip_due_s(self) -> float:
         """When to gossip: soon if there is news, never if there is nothing, as most of the time."""
         outbox, delegate = self._outbox, self._delegate
-        if outbox.broadcasts.fresh or delegate.has_broadcasts(fresh=True):
+        hurry = self._heard and not outbox.hold_back
+        if hurry and (outbox.broadcasts.fresh or delegate.has_broadcasts(fresh=True)):
             return self._gossiped_s + self.config.profile.fresh_interval_s
         if (
             len(outbox.broadcasts)
@@ -201,7 +204,9 @@ class Swim:
             return member.state <= State.SUSPECT or (member.since_s > dead_since_s)
 
         nothing_left = False
-        for member in self._members.in_turn(profile.gossip_nodes, fits):
+        told = self._members.in_turn(profile.gossip_nodes, fits)
+        self._heard = bool(told)
+        for member in told:
             if self._prober.links.is_degraded(member.name) and member.state is State.ALIVE:
                 if not self._outbox.hold_back:
                     self._syncer.carry(now, member)

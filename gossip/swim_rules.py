@@ -14,21 +14,31 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from gossip import stream
 from gossip.awareness import Awareness
 from gossip.delegate import Address, Change, Member, MemberEvent, State
 from gossip.members import Members
+from gossip.stream import StreamMessage
 from gossip.suspicion import Suspicion, suspicion
 from gossip.swim_outbox import Outbox
-from gossip.swim_ports import FIRST_INCARNATION_MAX, INCARNATION_MAX, JUMP_MAX, SwimConfig, Timer, Timers
-from gossip.wire import Alive, Dead, Suspect, alive_of, encode
+from gossip.swim_ports import (
+    FIRST_INCARNATION_MAX,
+    INCARNATION_MAX,
+    JUMP_MAX,
+    StreamFailure,
+    SwimConfig,
+    Timer,
+    Timers,
+)
+from gossip.wire import Ack, Alive, Dead, Ping, Suspect, alive_of, encode
 
 # Members that are known at once: more than any pool of gossip should have. Who has a key could invent names for ever.
 MEMBERS_MAX = 16384
 ACCUSE_AGAIN_S = 1.0  # to one member; what is lost is said again as the stale alive is heard again
 ACCUSE_PER_TICK = 50  # after a mass restart thousands are due at once
 ANNOUNCE_AGAIN_S = 1.0  # this node, to those who accuse one that it was before
-# Who is at the address where this node was before is this node itself, for so long after the start: then all have heard
-# of it. Who still says that later is a copy of this machine, and that is a conflict.
+# What is said of the address where this node was before is about this node itself, for so long after the start: then
+# all have heard of it.
 FORMER_S = 60.0
 
 
@@ -66,6 +76,9 @@ class Rules:
         self._to_accuse: dict[str, Address] = {}  # in order
         self._accused_s: dict[str, float] = {}
         self._announced_s = -math.inf
+        self._former = config.former if config.former != config.address else None
+        self._looks = False  # for somebody who is still there
+        self._former_said = -1  # the incarnation that was heard of meanwhile
 
     # Alive
 
@@ -207,12 +220,25 @@ class Rules:
         self._members.put(member)
         self._tell(member.name, encode(alive_of(member)))
 
+    def look_for_former(self) -> None:
+        """Does somebody answer by this node's name where it was before? Then one is the other's copy, and the name is
+        voted on as any other."""
+        if self._former is not None:
+            ping = stream.ping(Ping(0, self._config.name, self._config.address, self._config.name))
+            self._looks = self._outbox.open(self._former, ping, self._config.profile.probe_interval_s, self._looked)
+
+    def _looked(self, message: StreamMessage | None, failure: StreamFailure | None, now: float) -> None:
+        del failure, now
+        self._looks = False
+        if isinstance(message, Ack):
+            self._former = None
+        elif self._former_said >= 0:
+            self.retire(self._former_said)
+
     def is_former(self, said: Member, now: float) -> bool:
         """Whether this is what this node was before, at another address."""
         me = self._members.me
-        if self._config.former in (None, me.address) or now >= me.since_s + FORMER_S:
-            return False
-        return (said.name, said.address) == (me.name, self._config.former)
+        return (said.name, said.address) == (me.name, self._former) and now < me.since_s + FORMER_S
 
     def retire(self, incarnation: int) -> None:
         """Somebody takes this node for what it was before, elsewhere: that one has left, and here is the one of now.
@@ -223,7 +249,10 @@ class Rules:
         me = self._members.me
         if self.leaving or not self._plausible(incarnation, me):
             return
-        self._outbox.broadcasts.queue(encode(Dead(incarnation, me.name, me.name)), (me.name, self._config.former))
+        if self._looks:
+            self._former_said = max(self._former_said, incarnation)
+            return
+        self._outbox.broadcasts.queue(encode(Dead(incarnation, me.name, me.name)), (me.name, self._former))
         self.announce(replace(me, incarnation=max(me.incarnation, incarnation + 1)))
 
     def leave(self, now: float) -> None:

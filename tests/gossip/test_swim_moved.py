@@ -15,7 +15,7 @@ from gossip.swim_ports import JUMP_MAX
 from gossip.swim_rules import FORMER_S
 from gossip.wire import Alive, Dead, alive_of
 from tests.sim.gossip.bench import ME, START, Bench
-from tests.sim.gossip.cluster import Cluster, Node, member
+from tests.sim.gossip.cluster import Cluster, Node, Recorder, member
 
 BEFORE = Address("10.1.0.77", 7946)
 
@@ -95,8 +95,33 @@ def test_others_take_the_name_to_another_address_at_once() -> None:
     assert bench.seen.of("a") == [Change.LEFT, Change.JOINED]
 
 
+def test_a_copy_of_a_machine_does_not_take_its_name() -> None:
+    """It has the snapshot of the other one, which answers where the copy believes to have been."""
+    cluster = Moving(12)
+    nodes = cluster.formed(6)
+    cluster.run_for(20.0)
+    copied, place = nodes[0], nodes[0].address
+    copy = Node("n0", Address("10.9.9.9", 7946))
+    cluster.nodes["copy"] = cluster.at[copy.address] = copy
+    copy.up, copy.seen = True, Recorder()
+    cluster.former = place
+    cluster._make(copy, 1000)
+    copy.swim.start(cluster.now)
+    copy.swim.join([nodes[5].address], cluster.now)
+    cluster.turn(copy)
+    cluster.run_for(20.0)
+    assert {existing.name for existing, _ in copy.seen.conflicts} == {"n0"}  # and loses the vote
+
+    def theirs() -> bool:
+        known = [node.swim.member("n0") for node in nodes[1:]]
+        return all(one is not None and one.address == place and one.state is State.ALIVE for one in known)
+
+    cluster.until(theirs, 15.0)
+    assert copied.swim.me.incarnation < 1000 + 20
+
+
 def test_a_copy_of_this_machine_is_still_a_conflict() -> None:
-    """It answers for itself, and is there for longer than it takes to tell everybody."""
+    """It is there for longer than it takes to tell everybody."""
     bench = _moved("a")
     bench.now = FORMER_S
     bench.say(Alive(START + 1, "me", BEFORE))
