@@ -9,7 +9,7 @@ import pytest
 
 from gossip.broadcasts import Broadcasts
 from gossip.profile import LAN
-from gossip.wire import Ack, Ping
+from gossip.wire import Ack, Alive, Ping
 from tests.sim.gossip.bench import Bench
 from tests.sim.gossip.cluster import Cluster, member
 from tests.sim.gossip.run import Teller
@@ -64,6 +64,18 @@ def test_who_has_nothing_to_tell_does_not_wake_up_to_gossip() -> None:
             bench.say(Ack(current.seq))
     # Two probes a second, a push/pull and a look for seeds; gossip alone would be five a second.
     assert woken < 25
+
+
+def test_who_is_alone_is_in_no_hurry_to_tell() -> None:
+    bench = Bench(start=True)
+    bench.swim.update_meta(bench.now)
+    woken = 0
+    while bench.now < 10.0:
+        bench.pass_time(max(0.0, bench.swim.deadline() - bench.now))
+        woken += 1
+    assert woken <= 10.0 / LAN.gossip_interval_s + 10.0 / LAN.probe_period_s + 10
+    bench.say(Alive(7, A.name, A.address))
+    assert any(isinstance(message, Alive) and to == A.address for to, message in bench.pass_time(0.5))
 
 
 def test_news_is_told_at_once_but_not_more_often_than_that() -> None:
