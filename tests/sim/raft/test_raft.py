@@ -24,7 +24,10 @@ def test_many_clusters():
     counts, failures = run_many(1, SEEDS, jobs=2)
     assert not failures
     assert counts["seeds"] == SEEDS
-    for what in ("kill", "cut", "hang", "full", "sync fails", "lose", "change", "retire", "snapshots", "transfer"):
+    for what in (
+        *("kill", "cut", "hang", "full", "all low", "sync fails"),
+        *("lose", "change", "retire", "snapshots", "transfer"),
+    ):
         assert counts[what], f"nothing of that kind happened: {what}"
     assert counts["strike"]
     assert counts["writes"] > SEEDS
