@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def _run(lab: Lab, host: str, script: str, *arguments: str) -> subprocess.Popen[
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the lab ends too
     hosts, kills = (int(word) for word in (sys.argv[1:] + ["5", "5"][len(sys.argv) - 1 :])[:2])
     lab = Lab(f"bench{os.getpid()}")
     results: list[tuple[float, float, int, int, int, int]] = []
