@@ -133,6 +133,8 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
         tuple(f"{one} ct original zone set ether saddr map @{_ZONES.name}" for one in outside),
         Hook("filter", "prerouting", -300),
     )
+    # The kernel lets the router's own addresses pass, and need not look the way back of each packet up (accept_local).
+    impostors = (f"ip saddr {router.gateway} drop", f"ip saddr @{_ADDRESSES.name} drop")
     refuse_strangers = [f'iifname "{up}" {one} goto {_REFUSED.name}' for one in _strangers(router)]
     note = Chain(
         "note",
@@ -143,12 +145,14 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
             # Of no node of ours: answers would leave by the wrong door.
             *(f"{one} ct state new ct mark 0 drop" for one in outside),
             *refuse_strangers,
+            *impostors,
             *([] if router.masquerade else [f'iifname "{up}" ct state new ct mark set {HOST_NUMBER}']),
         ),
         Hook("filter", "prerouting", -150),
     )
     # Of the type "nat", which sees the first packet of each connection only.
-    enter = Chain("enter", (*(f"{one} drop" for one in outside), *refuse_strangers), Hook("nat", "prerouting", -110))
+    begins = (*(f"{one} drop" for one in outside), *refuse_strangers, *impostors)
+    enter = Chain("enter", begins, Hook("nat", "prerouting", -110))
     guard = Chain(
         "guard",
         (

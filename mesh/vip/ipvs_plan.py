@@ -53,6 +53,8 @@ MAPS: Final = (MARKS, MARKS6, IDLE, IDLE6)
 _ADDRESSES, _ADDRESSES6 = "addresses", "v6addresses"
 # Hooks of IPVS: it takes connections in at 98 and 99 of `input`, and answers at 100 of `forward` (ip_vs_core.c).
 _BEHIND_IPVS, _BEFORE_IPVS = 101, 97
+# Of a hidden answer, between the two: no number of a node, and no address.
+_HIDDEN = 0x8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +242,10 @@ def table(router: RouterPlan, served: ingress.Served) -> Table:
     A base chain costs each packet more than a rule, so ours go into those that are there where they can.
     """
     own = ingress.router_table(router, served)
-    spare = ["ct state != new accept"]
+    begins = []
     for ip, _, marks, idle, _ in _families(router):
-        spare.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
-        spare.append(f"meta mark set {ip} daddr map @{marks.name}")
+        begins.append(f"{ip} daddr . meta l4proto . th dport @{idle.name} goto refused")
+        begins.append(f"meta mark set {ip} daddr map @{marks.name}")
     rest = []
     for chain in own.chains:
         hook = chain.hook
@@ -251,30 +253,39 @@ def table(router: RouterPlan, served: ingress.Served) -> Table:
             # It refuses what reaches the router itself: that must come after IPVS has taken its part.
             rest.append(changed(chain, hook=changed(hook, priority=_BEHIND_IPVS)))
         elif hook is not None and chain.name == "pass":
-            rules = (*_foreign(router, "ct state established,related "), *chain.rules)
+            rules = (*_hide(router), *chain.rules)
             rest.append(changed(chain, hook=changed(hook, priority=_BEFORE_IPVS), rules=rules))
         else:
             rest.append(chain)
     chains = (
         *rest,
-        Chain("spare", tuple(spare), Hook("filter", "input", 0)),
-        Chain("show", tuple(_foreign(router, "")), Hook("filter", "forward", _BEHIND_IPVS)),
+        # Of the type "nat", which sees the first packet of a connection only: the next ones are known to IPVS.
+        Chain("begin", tuple(begins), Hook("nat", "prerouting", -100)),
+        Chain("show", tuple(_show(router)), Hook("filter", "forward", _BEHIND_IPVS)),
     )
     return Table(own.maps + MAPS, chains, own.elements)
 
 
-def _foreign(router: RouterPlan, known: str) -> Iterator[str]:
-    """Rules that hide answers from IPVS, and show them again; `known` is what must be so of packets to be let pass.
+def _hide(router: RouterPlan) -> Iterator[str]:
+    """Rules that hide answers from IPVS which it has no part in.
 
     A connection that IPVS did not make can have the same answering tuple as one that it did (one client port, to a
     VIP and to its task): IPVS would translate the answers of both. So those of the others show another source address
-    while they pass it.
+    while they pass it, and carry a mark by which they are found again.
     """
+    known = "ct state established,related "
     yield f"{known}ct direction original accept"
     for ip, ours, _, _, _ in _families(router):
         yield f"{known}ct original {ip} daddr @{ours} accept"
     for ip, _, _, _, bit in _families(router):
-        yield f"ct direction reply {ip} saddr set {ip} saddr ^ {bit}"
+        yield f"ct direction reply {ip} saddr set {ip} saddr ^ {bit} meta mark set {_HIDDEN}"
+
+
+def _show(router: RouterPlan) -> Iterator[str]:
+    """Rules that show them again."""
+    yield f"meta mark != {_HIDDEN} accept"
+    for ip, _, _, _, bit in _families(router):
+        yield f"{ip} saddr set {ip} saddr ^ {bit} meta mark set 0"
 
 
 def _families(router: RouterPlan) -> Iterator[tuple[str, str, Map, Map, str]]:

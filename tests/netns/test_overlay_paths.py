@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -29,8 +30,8 @@ def tcpdump(netns: str, device: str) -> list[str]:
 
 
 def ping(netns: str, address: object, *options: str) -> bool:
-    """Whether one of the packets of three seconds is answered: devices that came up just now lose the first."""
-    return " 1 received" in inside(netns, "ping", "-c1", "-w3", "-i0.5", *options, str(address), check=False)
+    """Whether one of the packets of fifteen seconds is answered: devices that came up just now lose the first."""
+    return " 1 received" in inside(netns, "ping", "-c1", "-w15", "-i0.5", *options, str(address), check=False)
 
 
 def test_tasks_reach_each_other_on_one_host_and_across_hosts(world: World) -> None:
@@ -271,6 +272,10 @@ def test_a_vni_that_a_lost_namespace_holds_is_told_and_taken_when_it_is_free(wor
     router = world.router(host, "web")
     host.kernel.close()  # kill -9: nobody knows the namespace any more
     with subprocess.Popen(["nsenter", f"--net={router}", "sleep", "60"]) as holder:
+        entered = time.monotonic() + 60
+        while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":  # nsenter has the name open for a moment
+            assert time.monotonic() < entered
+            time.sleep(0.01)
         run("umount", router)
         (error,) = host.kernel.apply(world.plan(host)).errors
         holder.kill()

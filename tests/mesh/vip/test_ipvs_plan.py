@@ -187,6 +187,8 @@ def test_the_router_refuses_only_what_ipvs_has_left() -> None:
     table = ipvs_plan.table(plan, ingress.as_served(ingress.service_addresses(plan)))
     hooks = {chain.name: chain.hook.priority for chain in table.chains if chain.hook is not None}
     assert hooks["guard"] > 99  # where IPVS takes connections in (ip_vs_core.c: NF_IP_PRI_NAT_SRC - 1)
-    assert hooks["spare"] < 98
+    (begin,) = (chain.hook for chain in table.chains if chain.name == "begin")
+    assert begin is not None
+    assert (begin.type, begin.name) == ("nat", "prerouting")
     assert hooks["pass"] < 98 < hooks["show"]
     assert len({chain.name for chain in table.chains}) == len(table.chains)
