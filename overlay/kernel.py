@@ -54,9 +54,7 @@ ROUTER_SYSCTLS = {
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
     "ipv4/conf/all/proxy_arp": "1",  # a task finds its whole subnet behind its one interface
-    # Where an address was made local by a route (a VIP is), the kernel looks the way back to the source of each packet
-    # up, only to find whether that is local. Whoever speaks in the name of the router is dropped by its table instead.
-    "ipv4/conf/all/accept_local": "1",
+    "ipv4/conf/all/accept_local": "1",  # else, where routes make VIPs local, each packet's source is looked up
 }
 ROUTER_SYSCTLS6 = {
     "ipv6/conf/all/disable_ipv6": "0",
