@@ -214,6 +214,7 @@ def test_containers_have_both_families_on_a_network_of_both(cluster: Cluster) ->
             cluster, "h2", "exec", "asks", "curl", family, "-sSm5", "http://plain6.six.mesh/"
         )
     cluster.mesh("service", "rm", "plain6")
+    cluster.until("no task is left", lambda: cluster.rows("{{.ID}}", "task", "ls") == [])
     remove(cluster, "h1", "front6")
     remove(cluster, "h2", "asks")
     cluster.mesh("network", "rm", "six")
