@@ -11,12 +11,17 @@ there when it began is in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from control.model import KINDS, Object
 from control.store.errors import BackendFailed
 from control.store.record import RowChange
 from control.store.rows import decode
 from control.store.tables import Event, Snapshot, event
+
+# Rows of a round that are worked off in the order of their keys: neighbours are in one chunk of a table, which is then
+# copied once for all of them. Among 100,000 objects that makes a row of 12 us one of 9; to sort so many takes 4 ms.
+SORTED_ROWS = 5_000
 
 _Key = tuple[str, str]
 _Net = tuple[int, bytes | None]  # the version of the row before all that is deferred, and the row after it
@@ -29,11 +34,12 @@ class Deferred:
         self.version = 0  # of the last commit in it
         self._rows: dict[_Key, _Net] = {}
         self._work: list[tuple[_Key, _Net]] = []  # a round: rows that were there when it began
+        self._next: list[tuple[_Key, _Net]] = []  # of the round, those that come next, in order
         self._target = 0  # the version that the round leads to
         self._base: Snapshot | None = None  # the view as far as the round has got
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._work)
+        return len(self._rows) + len(self._work) + len(self._next)
 
     def __bool__(self) -> bool:
         return bool(self.version)  # also with a commit that changes nothing in the end
@@ -62,10 +68,13 @@ class Deferred:
         if self._base is None:
             self._base, self._target = view, self.version
             self._work, self._rows = list(self._rows.items()), {}
-        part = self._work[-limit:]
-        del self._work[-limit:]
+        if not self._next:
+            self._next = sorted(self._work[-SORTED_ROWS:], key=itemgetter(0))
+            del self._work[-SORTED_ROWS:]
+        part = self._next[-limit:]
+        del self._next[-limit:]
         self._base = self._base.apply(self._target, _events(self._base, part, self._target))
-        if self._work:
+        if self._work or self._next:
             return None
         after, self._base = self._base, None
         if not self._rows and self._target == self.version:

@@ -27,6 +27,8 @@ from tests.bench.store.clusters import KINDS, SWITCH_INTERVAL_S, Opened
 
 CLIENTS = 100
 BATCHERS = 20
+# After the filling the followers make objects of 100,000 rows, a hundred at a time; a cluster has had them for long.
+SETTLED_S = 25.0
 TICK_S = 0.005  # seldom enough to cost nothing beside one commit at a time
 
 
@@ -190,6 +192,7 @@ async def measure(name: str, directory: Path, seconds: float, count: int) -> dic
             await store.batch([Put(task(n)) for n in range(first, min(first + 2000, count))], Writer.ORCHESTRATOR)
         watching.cancel()
     out["filling"] = {"objects_s": count / (time.perf_counter() - began), **pauses.report()}
+    await asyncio.sleep(SETTLED_S)
     large = range(count)
     out["large, 100 clients"] = await load(opened, CLIENTS, 1, seconds, large)
     out["large, 10"] = await load(opened, CLIENTS, 10, seconds, large)
