@@ -373,7 +373,7 @@ async def test_a_thousand_half_open_connections_are_bounded_and_in_nobodys_way()
 async def test_the_doorkeeper_looks_by_itself_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doorkeeper, "UNPROVED_MAX", 10)
     monkeypatch.setattr(doorkeeper, "LOOK_S", 0.05)
-    # Files of tests before that are closed now hide that the number of descriptors grows; gRPC ends a handshake after 10 s.
+    # Files of tests before that are closed now hide that there are more descriptors; gRPC ends a handshake after 10 s.
     monkeypatch.setattr(doorkeeper, "LOOK_ANYWAY_S", 1.0)
     async with a_port() as port, asyncio.TaskGroup() as group:
         host, number = port.address.split(":")
