@@ -81,8 +81,13 @@ def is_placed(task: Task) -> bool:
 
 
 def is_news(before: TaskStatus, after: TaskStatus) -> bool:
-    """Whether a node's report is to be written: it goes forward, or tells more of the same live state."""
-    if before == after or before.state < TaskState.ASSIGNED or is_terminal(before.state):
+    """Whether a node's report is to be written: it goes forward, or tells more of the same live state.
+
+    Only another time is nothing new: a daemon that was started anew reports what goes on since long ago.
+    """
+    if before.state < TaskState.ASSIGNED or is_terminal(before.state):
+        return False
+    if msgspec.structs.replace(after, at_ms=before.at_ms) == before:
         return False
     return may_observe(Writer.AGENT, before.state, after.state)
 
