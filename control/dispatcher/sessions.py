@@ -47,7 +47,7 @@ from control.dispatcher.members import REGISTRATIONS, Member, Stream
 from control.dispatcher.patience import LOOK_AGAIN_S, Rumour, is_cut_off, longest_s, patience_s
 from control.dispatcher.renewals import Renewals
 from control.dispatcher.withdrawal import Withdrawals, began_to_drain, is_draining
-from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed
+from control.dispatcher.writes import NodeUpdate, Write, is_news, is_placed, is_same
 from control.model import Node, NodeDescription, Task, TaskStatus
 from control.rpc import control_pb2 as pb
 from control.spec import DescriptionError, read_description
@@ -355,7 +355,7 @@ class Sessions:
         before = self._reports.get(task_id) or writing or task.status
         if is_news(before, status):
             self._reports[task_id] = status
-        elif before != status:
+        elif not is_same(before, status):
             self._counters["regressions"] += 1
 
     def _note_description(self, node: Member, data: bytes) -> None:

@@ -81,15 +81,15 @@ def is_placed(task: Task) -> bool:
 
 
 def is_news(before: TaskStatus, after: TaskStatus) -> bool:
-    """Whether a node's report is to be written: it goes forward, or tells more of the same live state.
-
-    Only another time is nothing new: a daemon that was started anew reports what goes on since long ago.
-    """
-    if before.state < TaskState.ASSIGNED or is_terminal(before.state):
-        return False
-    if msgspec.structs.replace(after, at_ms=before.at_ms) == before:
+    """Whether a node's report is to be written: it goes forward, or tells more of the same live state."""
+    if is_same(before, after) or before.state < TaskState.ASSIGNED or is_terminal(before.state):
         return False
     return may_observe(Writer.AGENT, before.state, after.state)
+
+
+def is_same(before: TaskStatus, after: TaskStatus) -> bool:
+    """Whether a report only says another time: a daemon that was started anew tells what goes on since long ago."""
+    return msgspec.structs.replace(after, at_ms=before.at_ms) == before
 
 
 def _updated(node: Node, update: NodeUpdate) -> Node:
