@@ -84,27 +84,17 @@ def _rerouted(before: OverlayNetwork, now: OverlayNetwork) -> Rerouted | None:
 
 def _middle(old: Remotes, new: Remotes) -> tuple[Remotes, Remotes]:
     """Both without what they have in common at both ends."""
-    shorter = min(len(old), len(new))
-    start = _alike(old, new, shorter)
-    end = _alike_at_end(old, new, shorter - start)
-    return old[start : len(old) - end], new[start : len(new) - end]
+    start = _alike(old, new)
+    old, new = old[start:], new[start:]
+    end = _alike(old[::-1], new[::-1])
+    return old[: len(old) - end], new[: len(new) - end]
 
 
-def _alike(old: Remotes, new: Remotes, most: int) -> int:
-    """How many of the first `most` are equal; by slices, which are compared at the speed of memory."""
-    at = 0
+def _alike(old: Remotes, new: Remotes) -> int:
+    """How many are equal from the beginning; by slices, which are compared at the speed of memory."""
+    at, most = 0, min(len(old), len(new))
     while at + _SLICE <= most and old[at : at + _SLICE] == new[at : at + _SLICE]:
         at += _SLICE
     while at < most and (old[at] is new[at] or old[at] == new[at]):
-        at += 1
-    return at
-
-
-def _alike_at_end(old: Remotes, new: Remotes, most: int) -> int:
-    """The same from their ends."""
-    at, a, b = 0, len(old), len(new)
-    while at + _SLICE <= most and old[a - at - _SLICE : a - at] == new[b - at - _SLICE : b - at]:
-        at += _SLICE
-    while at < most and (old[a - at - 1] is new[b - at - 1] or old[a - at - 1] == new[b - at - 1]):
         at += 1
     return at

@@ -118,10 +118,10 @@ def recycled(old: Services, new: Services) -> Services:
 
 def _difference(old: Services, new: Services) -> tuple[list[VirtualService], list[VirtualService]]:
     """(what is gone, what is new), each in its order."""
-    shorter = min(len(old), len(new))
-    start = _alike(old, new, shorter)
-    end = _alike_at_end(old, new, shorter - start)
-    gone, come = old[start : len(old) - end], new[start : len(new) - end]
+    start = _alike(old, new)
+    old, new = old[start:], new[start:]
+    end = _alike(old[::-1], new[::-1])
+    gone, come = old[: len(old) - end], new[: len(new) - end]
     if len(gone) != len(come):
         return list(gone), list(come)
     pairs = [(before, after) for before, after in zip(gone, come, strict=True) if before is not after]
@@ -129,22 +129,12 @@ def _difference(old: Services, new: Services) -> tuple[list[VirtualService], lis
     return [before for before, _ in pairs], [after for _, after in pairs]
 
 
-def _alike(old: Services, new: Services, most: int) -> int:
-    """How many of the first `most` are equal; by slices, which are compared at the speed of memory."""
-    at = 0
+def _alike(old: Services, new: Services) -> int:
+    """How many are equal from the beginning; by slices, which are compared at the speed of memory."""
+    at, most = 0, min(len(old), len(new))
     while at + _SLICE <= most and old[at : at + _SLICE] == new[at : at + _SLICE]:
         at += _SLICE
     while at < most and (old[at] is new[at] or old[at] == new[at]):
-        at += 1
-    return at
-
-
-def _alike_at_end(old: Services, new: Services, most: int) -> int:
-    """The same from their ends."""
-    at, a, b = 0, len(old), len(new)
-    while at + _SLICE <= most and old[a - at - _SLICE : a - at] == new[b - at - _SLICE : b - at]:
-        at += _SLICE
-    while at < most and (old[a - at - 1] is new[b - at - 1] or old[a - at - 1] == new[b - at - 1]):
         at += 1
     return at
 
