@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from gossip.agent_config import AgentConfig
 from gossip.agent_main import _own_address, load
 from gossip.delegate import Address
 from gossip.serf_client import SerfClient, SerfConnectionError
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "import sys; from gossip.agent_main import main; from tests.gossip.network import lone; "
@@ -26,9 +26,7 @@ COMMAND = (sys.executable, "-c", SCRIPT + "sys.exit(main(sys.argv[1:], lone))")
 
 @contextmanager
 def running(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        rpc = f"127.0.0.1:{probe.getsockname()[1]}"
+    rpc = f"127.0.0.1:{free_port()}"
     words = (*COMMAND, "-node=me", "-bind=127.0.0.1:7946", f"-rpc-addr={rpc}", *flags)
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:

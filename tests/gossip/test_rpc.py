@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import secrets
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,17 +19,11 @@ from gossip.rpc_server import STREAMS_MAX, UNREAD_MAX
 from gossip.serf_client import SerfClient, SerfConnectionError, SerfError
 from tests.gossip.network import lone
 from tests.gossip.serf.membership import member
+from tests.ports import free_port
 
 X = TypeVar("X")
 GOLDEN_HANDSHAKE = bytes.fromhex("82a7436f6d6d616e64a968616e647368616b65a353657101 81a756657273696f6e01")
 GOLDEN_REPLY = bytes.fromhex("82a54572726f72a0a353657101")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

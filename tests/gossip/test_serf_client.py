@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from gossip.serf_client import SerfClient, SerfConnectionError, SerfError
 from mesh.cli.errors import ExitCode
 from mesh.cli.main import run
+from tests.ports import free_port, free_ports
 
 KEY = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
 OTHER = "bm5ubm5ubm5ubm5ubm5ubm5ubm5ubm5ubm5ubm5ubm4="
@@ -27,19 +27,9 @@ class RealAgent:
     bind: str
 
 
-def _ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def real() -> Iterator[RealAgent]:
-    bind, rpc = (f"127.0.0.1:{port}" for port in _ports(2))
+    bind, rpc = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = ["serf", "agent", "-node=real", f"-bind={bind}", f"-rpc-addr={rpc}", f"-encrypt={KEY}", "-tag=role=web"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -154,7 +144,7 @@ def test_mesh_gossip(real: RealAgent, capsys: pytest.CaptureFixture[str], words:
 
 
 def test_mesh_gossip_when_it_fails(real: RealAgent, capsys: pytest.CaptureFixture[str]) -> None:
-    (port,) = _ports(1)
+    port = free_port()
     assert run(["gossip", "members", "--rpc-addr", f"127.0.0.1:{port}"]) == ExitCode.UNAVAILABLE
     assert "cannot reach the gossip agent" in capsys.readouterr().err
     assert run(["gossip", "rtt", "nobody", "--rpc-addr", real.rpc]) == ExitCode.NOT_FOUND
