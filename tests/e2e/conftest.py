@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mesh.lab.lab import CLIENT, Lab
+from mesh.lab.lab import CLIENT, MESHD, Daemon, Lab
 
 TIMEOUT_S = 60.0
 # Between two looks: most cost a run of `mesh`, a quarter of a second of the processor that what is waited for needs.
@@ -95,18 +95,25 @@ class Cluster:
         return "\n".join(ends)
 
 
-@pytest.fixture
-def bare_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """Hosts with daemons that are in no cluster; `hosts(n)` says how many (2)."""
+@contextlib.contextmanager
+def a_lab(kind: str, hosts: int, daemon: Daemon = MESHD, *, engines: bool = False) -> Iterator[Lab]:
+    """A lab for as long as it is needed; `kind` begins its name, which no other test's has."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    marker = request.node.get_closest_marker("hosts")
-    lab = Lab(f"test{os.getpid()}")
+    lab = Lab(f"{kind}{os.getpid()}")
     try:
-        lab.up(marker.args[0] if marker else 2)
+        lab.up(hosts, daemon, engines=engines)
         yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture
+def bare_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Hosts with daemons that are in no cluster; `hosts(n)` says how many (2)."""
+    marker = request.node.get_closest_marker("hosts")
+    with a_lab("test", marker.args[0] if marker else 2) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -118,14 +125,8 @@ def cluster(bare_lab: Lab) -> Cluster:
 @contextlib.contextmanager
 def with_engines(kind: str, hosts: int = 2, heartbeat: str = "") -> Iterator[Cluster]:
     """As `cluster`, of hosts that have a Docker Engine each; `kind` begins the lab's name."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"{kind}{os.getpid()}")
-    try:
-        lab.up(hosts, engines=True)
+    with a_lab(kind, hosts, engines=True) as lab:
         yield joined(lab, heartbeat)
-    finally:
-        lab.down()
 
 
 def joined(bare_lab: Lab, heartbeat: str = "") -> Cluster:

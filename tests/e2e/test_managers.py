@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mesh.lab.lab import CLIENT, CLIENT_ADDRESS, MESHD, Daemon, Lab
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, a_lab
 
 pytestmark = pytest.mark.root
 
@@ -153,12 +152,8 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 @pytest.mark.timeout(150)
 def test_managers_over_etcd(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"etcd{os.getpid()}")
     url = f"etcd://{CLIENT_ADDRESS}:2379/mesh?ttl=6"
-    try:
-        lab.up(2, Daemon((*MESHD.command, "--store", url), MESHD.socket))
+    with a_lab("etcd", 2, Daemon((*MESHD.command, "--store", url), MESHD.socket)) as lab:
         command, environment = lab.command(
             CLIENT,
             ["setpriv", "--pdeathsig", "KILL", "--", "etcd", f"--data-dir={tmp_path}",
@@ -179,52 +174,43 @@ def test_managers_over_etcd(tmp_path: Path) -> None:
             cluster.mesh("network", "create", "more", host="h1")
             said = cluster.lab.exec("h2", ["meshd", "recover", "--store", url, "--state-dir", "/run/none"])
             assert "is in etcd" in said.stderr
-    finally:
-        lab.down()
+
+
+def move(lab: Lab, host: str, address: str) -> None:
+    """Give a host another address in place of the one that it has."""
+    change = f"ip address del {lab.address(host)}/24 dev eth0 && ip address add {address}/24 dev eth0"
+    done = lab.exec(host, ["sh", "-c", f"{change} && ip route replace default via 10.66.0.1"])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.timeout(300)
 def test_managers_that_all_move_find_each_other_through_those_who_stay() -> None:
     """No place is configured. Gossip knows where the others are, and there it is said who is a manager, and where."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"roam{os.getpid()}")
     new = {f"h{number}": f"10.66.0.2{number}" for number in (1, 2)}
-    try:
-        lab.up(3, MESHD)
+    with a_lab("roam", 3) as lab:
         cluster = managed(lab, managers=2)
         for host in new:
             lab.stop_daemon(host)
         for host, address in new.items():
-            move = f"ip address del {lab.address(host)}/24 dev eth0 && ip address add {address}/24 dev eth0"
-            done = lab.exec(host, ["sh", "-c", f"{move} && ip route replace default via 10.66.0.1"])
-            assert done.returncode == 0, done.stderr
+            move(lab, host, address)
         for host in new:
             lab.start_daemon(host)
         cluster.until("a manager leads", lambda: leader(cluster, "h1") != "", 120)
         cluster.until("all are ready", cluster.ready, 120)
         assert {str(row["Address"]) for row in rows(cluster)} == {f"{new[h]}:7377" for h in ("h1", "h2")}
         cluster.mesh("network", "create", "more", host="h2")
-    finally:
-        lab.down()
 
 
 @pytest.mark.timeout(150)
 def test_all_machines_get_other_addresses() -> None:
     """Who a manager is, is its id; where they may be found is a hint in the configuration."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    lab = Lab(f"moved{os.getpid()}")
     new = {f"h{number}": f"10.66.0.2{number}" for number in (1, 2, 3)}
     hints = ",".join(f"{address}:7377" for address in new.values())
-    try:
-        lab.up(3, Daemon((*MESHD.command, "--managers", hints), MESHD.socket))
+    with a_lab("moved", 3, Daemon((*MESHD.command, "--managers", hints), MESHD.socket)) as lab:
         cluster = managed(lab, managers=2)
         for host in cluster.hosts:
             lab.stop_daemon(host)
-            move = f"ip address del {lab.address(host)}/24 dev eth0 && ip address add {new[host]}/24 dev eth0"
-            done = lab.exec(host, ["sh", "-c", f"{move} && ip route replace default via 10.66.0.1"])
-            assert done.returncode == 0, done.stderr
+            move(lab, host, new[host])
         for host in cluster.hosts:
             lab.start_daemon(host)
         cluster.until("a manager leads", lambda: leader(cluster, "h1") != "")
@@ -235,5 +221,3 @@ def test_all_machines_get_other_addresses() -> None:
         )
         assert {str(row["Address"]) for row in rows(cluster)} == {f"{new[h]}:7377" for h in ("h1", "h2")}
         cluster.mesh("network", "create", "more", host="h2")
-    finally:
-        lab.down()

@@ -27,7 +27,7 @@ from control.store.backup import read_backup
 from control.store.rows import decode
 from control.token import make_token, parse_token
 from mesh.lab.lab import CLIENT, MESHD, Daemon, Lab
-from tests.e2e.conftest import Cluster, joined
+from tests.e2e.conftest import Cluster, a_lab, joined
 from tests.security.attacker import Found, Paper, Plan
 from tests.security.attempts import DNS, DNS_UDP, TABLE
 
@@ -45,13 +45,9 @@ GROWTH_MAX_KIB = 192 * 1024
 @pytest.fixture
 def stormy(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Three hosts, with every port that there may be open on all addresses."""
-    lab = Lab(f"test{os.getpid()}")
     more = ("--serf-rpc-listen", "0.0.0.0:7373", "--serf-rpc-key", KEY, "--metrics-listen", "0.0.0.0:9100")
-    try:
-        lab.up(3, Daemon((*MESHD.command, *more), MESHD.socket))
+    with a_lab("test", 3, Daemon((*MESHD.command, *more), MESHD.socket)) as lab:
         yield joined(lab, "500ms")
-    finally:
-        lab.down()
 
 
 def disk(cluster: Cluster, host: str) -> Path:
