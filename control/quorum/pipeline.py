@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from control.store.backend import Proposal
 from control.store.errors import Refused, StoreError
@@ -24,8 +25,7 @@ def keys_of(proposal: Proposal) -> list[Key]:
     return [(change.kind, change.id) for change in proposal.changes]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Queued:
+class Queued(msgspec.Struct, frozen=True, eq=False):
     """A commit of this manager, in its log at (index, term)."""
 
     index: int

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from control.raft.messages import entries_bytes
 from control.raft.ready import Ready
@@ -28,8 +29,7 @@ RETRY_S = 0.25  # of a write for which there was no space
 HOLD_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(slots=True, eq=False)
-class _Write:
+class _Write(msgspec.Struct, eq=False):
     ready: Ready
     state: FrozenRows | None  # of its snapshot
     size_bytes: int

@@ -20,6 +20,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from control.raft.configuration import Configuration, Reset, encode
 from control.raft.messages import Message
 from control.store.record import Entry, HardState, SnapshotMeta
@@ -97,16 +99,14 @@ class SoftState:
     leading: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReadState:
+class ReadState(msgspec.Struct, frozen=True, gc=False):
     """The answer to `Core.read_index`: once `index` is applied, a read is linearizable. None: ask again."""
 
     read_id: int
     index: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """See the module."""
 
     number: int
@@ -145,8 +145,7 @@ class Refusal:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """It is in the leader's log; if (index, term) is committed, so is it. `index` is that of the last one."""
 
     index: int

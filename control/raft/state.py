@@ -6,7 +6,8 @@ The roles are modules of functions over it: `follower`, `election`, `leader`; `c
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+import msgspec
 
 from control.raft.configuration import Configuration, decode_configuration
 from control.raft.log import Log
@@ -27,8 +28,7 @@ NEVER = -(1 << 62)  # a tick
 IN_FLIGHT_MAX = 1024
 
 
-@dataclass(slots=True)
-class Write:
+class Write(msgspec.Struct):
     """One Ready that the disk is writing. `upto`: see `control.raft.log`."""
 
     number: int

@@ -28,20 +28,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import msgspec
+
 from control.store.errors import StoreError
 from control.store.record import Row, RowChange
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(msgspec.Struct, frozen=True, gc=False):
     """A commit to be: all of it or nothing. `version` is one above the commit it goes on top of."""
 
     version: int
     changes: tuple[RowChange, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(msgspec.Struct, frozen=True, gc=False):
     """The fence: the commit may only happen while the leadership of this term lasts."""
 
     term: int
@@ -58,8 +58,7 @@ class Image:
 # --- what `deliver` is called with --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True, gc=False):
     """A durable commit, this manager's own or another's."""
 
     version: int

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import msgspec
+
 from control.store.disk import Disk
 from control.store.errors import BackendFailed, Damaged, Refused, StoreClosed, StoreError
 from control.store.log import Log
@@ -55,8 +57,7 @@ class JournalFailed:
 Event = DiskLow | DiskRecovered | JournalFailed
 
 
-@dataclass(frozen=True, slots=True)
-class _Queued:
+class _Queued(msgspec.Struct, frozen=True):
     batch: Batch
     size_bytes: int
     future: asyncio.Future[None]

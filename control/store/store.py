@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+
+import msgspec
 
 from control.lifecycle import Writer
 from control.model import KIND_OF, Object, Task
@@ -67,8 +68,7 @@ PART_QUIET, PAUSE_S = 100, 0.01
 SETTLE_TASKS = 1_000  # below this the garbage collector is no matter
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
+class _Pending(msgspec.Struct, frozen=True, eq=False):
     """A commit under way."""
 
     changes: tuple[RowChange, ...]

@@ -6,8 +6,7 @@ become of it, or raises one of `control.store.errors`. Nothing here waits, so a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -56,15 +55,13 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True, gc=False):
     """Write an object. `obj.meta.version` is the version it was read at; 0 creates it."""
 
     obj: Object
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Remove an object, of this version only if one is given."""
 
     cls: type[Object]
@@ -75,8 +72,7 @@ class Delete:
 Change = Put | Delete
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A commit that may happen: what to write, what it means, and the snapshot it leads to."""
 
     events: tuple[Event, ...]  # one per change, in the same order; stamped with the versions that objects will have
@@ -88,39 +84,52 @@ def prepare(snapshot: Snapshot, changes: Iterable[Change], writer: Writer, now_m
 
     The commit's version is the one after the snapshot's.
     """
-    version = snapshot.version + 1
+    version, get = snapshot.version + 1, snapshot.get
     events: list[Event] = []
-    seen: set[tuple[type[Object], str]] = set()
     for change in changes:
-        match change:
-            case Put(obj):
-                cls, id_ = type(obj), obj.id
-                before = snapshot.get(cls, id_)
-                events.append(event(before, _check_put(before, obj, writer, version, now_ms)))
-            case Delete(cls, id_):
-                events.append(event(_check_delete(snapshot.get(cls, id_), change, writer), None))
-        if (cls, id_) in seen:
-            raise VersionConflict(f"{_words(cls)} {id_} is changed twice in one commit")
-        seen.add((cls, id_))
+        if isinstance(change, Put):
+            obj = change.obj
+            before = get(type(obj), obj.id)
+            events.append(event(before, _check_put(before, obj, writer, version, now_ms)))
+        else:
+            events.append(event(_check_delete(get(change.cls, change.id), change, writer), None))
+    _check_once(events)
     rekeyed = rekeyed_of(events)
     after_all = snapshot.apply(version, events, rekeyed)
     _check_claims(after_all, rekeyed)
     return Prepared(tuple(events), after_all)
 
 
+def _check_once(events: Sequence[Event]) -> None:
+    """Nothing is changed twice."""
+    objects = [change.object for change in events]
+    if len({obj.id for obj in objects}) == len(objects):
+        return
+    seen: set[tuple[type[Object], str]] = set()
+    for obj in objects:  # objects of two kinds may have one id
+        key = type(obj), obj.id
+        if key in seen:
+            raise VersionConflict(f"{_words(type(obj))} {obj.id} is changed twice in one commit")
+        seen.add(key)
+
+
 def _check_put(before: Object | None, obj: Object, writer: Writer, version: int, now_ms: int) -> Object:
-    if before is None and obj.meta.version != 0:
-        raise VersionConflict(f"{name_of(obj)} no longer exists")
-    if before is not None and obj.meta.version == 0:
-        raise VersionConflict(f"{name_of(obj)} already exists")
-    if before is not None and obj.meta.version != before.meta.version:
-        raise VersionConflict(
-            f"{name_of(obj)} has changed meanwhile (read at version {obj.meta.version}, now {before.meta.version})"
-        )
+    known = obj.meta.version
+    if before is None:
+        if known:
+            raise VersionConflict(f"{name_of(obj)} no longer exists")
+        created_ms = now_ms
+    else:
+        if not known:
+            raise VersionConflict(f"{name_of(obj)} already exists")
+        if known != before.meta.version:
+            raise VersionConflict(
+                f"{name_of(obj)} has changed meanwhile (read at version {known}, now {before.meta.version})"
+            )
+        created_ms = before.meta.created_ms
     if isinstance(obj, Task):
         assert before is None or isinstance(before, Task)
         _check_task(before, obj, writer)
-    created_ms = now_ms if before is None else before.meta.created_ms
     return msgspec.structs.replace(obj, meta=Meta(version=version, created_ms=created_ms, updated_ms=now_ms))
 
 

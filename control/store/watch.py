@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from control.store.errors import StoreError
 from control.store.tables import Event, Snapshot
 
@@ -22,8 +24,7 @@ HISTORY_EVENTS = 20_000
 HISTORY_COMMITS = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """One commit: all its events belong together."""
 
     version: int

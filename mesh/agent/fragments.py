@@ -286,6 +286,7 @@ def router(
         gateway6=net.gateway6,
         uplink_address6=uplink.router_address6 if net.subnet6 is not None else None,
         meshed=meshed,
+        task_devices=tuple(names.veth_device(one) for one in local_tasks if isinstance(one, IPv4Address)),
     )
 
 

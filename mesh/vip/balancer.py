@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mesh.vip import ingress, maps, rules, stale
+from mesh.vip import flowtable, ingress, maps, rules, stale
 from mesh.vip.book import Book, Change, longest_idle_s
 from mesh.vip.maps import Group, ServiceKey
 from mesh.vip.namespace import Namespace
@@ -64,6 +64,7 @@ class _Router:
     book: Book
     groups: dict[ServiceKey, Group]
     chains: Counter[str]
+    devices: tuple[str, ...] | None = None  # that its flowtable was given, those of them that were there
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,11 @@ class Nftables:
 
     name = "nftables"
 
-    def __init__(self, tables: Tables, nft: Nft) -> None:
+    def __init__(self, tables: Tables, nft: Nft, fast: bool = False) -> None:
+        """`fast`: the kernel has flowtables (see `flowtable`)."""
         self._tables = tables
         self._nft = nft
+        self._fast = fast
         self._routers: dict[str, _Router] = {}
         # Backends whose connections are to be looked at once more, by router: a packet may have slipped through to one
         # while its connections were ended, or the look failed.
@@ -97,6 +100,7 @@ class Nftables:
         # All nodes but this one: a number that differs from node to node by one.
         turn = sum(back.node_number for back in router.return_paths)
         step = _Step({}, {}, Counter())
+        fast = self._fast and flowtable.allows(longest_idle_s(known.book, DEFAULT_IDLE_S))
 
         def wanted(held: Held | None, news: bool) -> tuple[Table, list[Edit]]:
             nonlocal step, whole
@@ -104,17 +108,36 @@ class Nftables:
                 step = _from_what_is_held(held, known, turn)
             else:
                 step = _by_change(known, change, turn)
-            return ingress.router_table(router, known.book.elements) + maps.table(step.chains), maps.edits(
-                step.before, step.after
-            )
+            around = ingress.router_table(router, known.book.elements, fast)
+            return around + maps.table(step.chains), maps.edits(step.before, step.after)
 
         synced = self._tables.sync(path, namespace, (*ingress.ROUTER_MAPS, *maps.MAPS), wanted)
         _take_over(known, step, whole)
         self._routers[path] = known
         changes = synced.changes + self._tune(known.book) + self._end(namespace, path, known, step, whole)
-        if known.book.schedulers.keys() & {"lc", "wlc"}:
-            raise Reservation(maps.complaints(router.services), changes)
+        sentences = maps.complaints(router.services) if known.book.schedulers.keys() & {"lc", "wlc"} else []
+        try:
+            changes += self._hasten(namespace, router, known, fast, look=whole or not change.keys)
+        except OSError as error:
+            sentences.append(f"cannot name devices in the flowtable of {path}: {error.strerror}")
+        if sentences:
+            raise Reservation(sentences, changes)
         return changes
+
+    def _hasten(self, namespace: Namespace, router: RouterPlan, known: _Router, fast: bool, look: bool) -> Counter[str]:
+        """Name the router's devices in its flowtable; `look`: also if they are the same ones as before."""
+        wanted = flowtable.devices(router) if fast else None
+        if wanted is None or (wanted == known.devices and not look):
+            known.devices = wanted
+            return Counter()
+        known.devices = None  # until it is done
+        held = namespace.devices_of(flowtable.NAME)
+        add, delete = flowtable.difference(wanted, held)
+        add = [one for one in add if namespace.has_device(one)]
+        transactions = namespace.change_devices(flowtable.NAME, add, delete)
+        self._tables.changed_by_us(router.netns, namespace, transactions)
+        known.devices = wanted
+        return +Counter({"vip device": len(add) + len(delete)})
 
     def _end(self, namespace: Namespace, path: str, router: _Router, step: _Step, news: bool) -> Counter[str]:
         """End connections to backends that are gone, and send their clients elsewhere."""

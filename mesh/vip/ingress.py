@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from mesh.vip import flowtable
 from mesh.vip.maps import PROTOCOL_NAME, PROTOCOL_NUMBER, as_address, is_ipv6
 from mesh.vip.plan import Address, Observed, ObservedService, Protocol, PublishedPort, RouterPlan, VipPlan
 from mesh.vip.rules import Chain, Elements, Hook, Key, Kind, Map, Table
@@ -118,8 +119,11 @@ def as_served(addresses: Iterable[int]) -> tuple[dict[Key, Key], dict[Key, Key]]
     return found
 
 
-def router_table(router: RouterPlan, served: Served | None = None) -> Table:
-    """The router's table but for the balancing. `served` are the addresses of its services, where they are known."""
+def router_table(router: RouterPlan, served: Served | None = None, fast: bool = False) -> Table:
+    """The router's table but for the balancing. `served` are the addresses of its services, where they are known.
+
+    `fast`: established connections pass by a flowtable.
+    """
     up, vxlan = _device(router.uplink_device), _device(router.vxlan_device)
     outside = [f'iifname "{vxlan}" ip saddr != {router.subnet}']
     leaving = [(f"ip saddr . ip daddr @{_HAIRPIN.name} snat ip to {router.gateway}", True)]
@@ -176,8 +180,8 @@ def router_table(router: RouterPlan, served: Served | None = None) -> Table:
         _ZONES.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
     arriving = (apart, note) if router.meshed else (enter,)
-    chains = (_REFUSED, *arriving, guard, _forward(router, up, vxlan), leave)
-    return Table(ROUTER_MAPS, chains, elements)
+    chains = (_REFUSED, *arriving, guard, _forward(router, up, vxlan, fast), leave)
+    return Table(ROUTER_MAPS, chains, elements, frozenset({flowtable.NAME} if fast else ()))
 
 
 def _strangers(router: RouterPlan) -> Iterator[str]:
@@ -189,12 +193,13 @@ def _strangers(router: RouterPlan) -> Iterator[str]:
         yield f"ip6 daddr != {router.uplink_address6} {link} ip6 saddr != {host}"
 
 
-def _forward(router: RouterPlan, up: str, vxlan: str) -> Chain:
+def _forward(router: RouterPlan, up: str, vxlan: str, fast: bool) -> Chain:
     refuse = f"goto {_REFUSED.name}"
     own = [f"ip daddr {router.subnet}", *([] if router.subnet6 is None else [f"ip6 daddr {router.subnet6}"])]
     return Chain(
         "pass",
         (
+            *([flowtable.entrance(router.meshed)] if fast else []),
             "ct state established,related accept",
             f'iifname "{up}" ct status dnat accept',
             f'iifname "{up}" {refuse}',

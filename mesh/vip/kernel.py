@@ -14,13 +14,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
-from mesh.vip import ingress, maps, rules, stale
+from mesh.vip import flowtable, ingress, maps, rules, stale
 from mesh.vip.balancer import Balancer, Nftables, end_connections
 from mesh.vip.book import Book, Services, recycled
 from mesh.vip.ingress import HostRoute, RouteOrRule
 from mesh.vip.ipvs import Ipvs, abandon, probe
-from mesh.vip.namespace import Namespace, settle, visit
+from mesh.vip.namespace import Namespace, settle, visit, visit_new
 from mesh.vip.nft import Nft, Reservation, VipError, find
 from mesh.vip.plan import Observed, ObservedService, Report, RouterPlan, VipPlan
 from mesh.vip.rules import Edit, Elements, Held, Table
@@ -45,18 +46,25 @@ class _Ways:
 class Kernel:
     """The balancers of one host. Holds nothing open between calls: a deleted namespace is gone at once."""
 
-    def __init__(self, host_netns: str | None = None, nft: Nft | None = None, balancer: str | None = None) -> None:
+    def __init__(
+        self,
+        host_netns: str | None = None,
+        nft: Nft | None = None,
+        balancer: str | None = None,
+        fast: bool | None = None,
+    ) -> None:
         """`host_netns` is the path of the host's namespace; None: the one this process is in.
 
         `nft` runs the transactions; None: what the machine has. `balancer` is "ipvs", "nftables" or "auto" (IPVS where
-        the kernel has it); None: what MESH_BALANCER says, or "auto". `balancer_reason` tells what came of it, for
-        people. Raises VipError when nftables is not installed, or a demanded IPVS is not there.
+        the kernel has it); None: what MESH_BALANCER says, or "auto". `fast`: whether nftables uses a flowtable; None:
+        where the kernel has it. `balancer_reason` tells what came of it, for people. Raises VipError when nftables is
+        not installed, or a demanded IPVS is not there.
         """
         self._host = host_netns
         self._nft = nft if nft is not None else find()
         self._tables = Tables(self._nft)
         demanded = balancer if balancer is not None else os.environ.get(BALANCER_VARIABLE, "")
-        self.balancer, self.balancer_reason = _choose(self._tables, self._nft, host_netns, demanded)
+        self.balancer, self.balancer_reason = _choose(self._tables, self._nft, host_netns, demanded, fast)
         self._routers: set[str] = set()
         self._ways: dict[str, _Ways] = {}
         self._services: dict[str, Services] = {}  # of each router, as last seen
@@ -273,11 +281,11 @@ def _of_host(plan: VipPlan) -> tuple[object, ...]:
     return plan.published, *ways
 
 
-def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str) -> tuple[Balancer, str]:
+def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str, fast: bool | None) -> tuple[Balancer, str]:
     """The balancer, and why it is that one."""
     match demanded:
         case "nftables":
-            return Nftables(tables, nft), "nftables, as demanded"
+            return _nftables(tables, nft, fast, "nftables, as demanded")
         case "" | "auto" | "ipvs":
             pass
         case _:
@@ -287,7 +295,25 @@ def _choose(tables: Tables, nft: Nft, host_netns: str | None, demanded: str) -> 
     except VipError as error:
         if demanded == "ipvs":
             raise VipError(f"cannot balance by ipvs: {error}") from error
-        return Nftables(tables, nft), f"nftables: {error}"
+        return _nftables(tables, nft, fast, f"nftables: {error}")
+
+
+def _nftables(tables: Tables, nft: Nft, fast: bool | None, reason: str) -> tuple[Nftables, str]:
+    if fast is None:
+        lack = flowtable_lack()
+        fast, reason = not lack, f"{reason}; {lack or 'established connections pass by a flowtable'}"
+    return Nftables(tables, nft, fast), reason
+
+
+@cache
+def flowtable_lack() -> str:
+    """Why this kernel has no flowtable; "" when it has. It is tried, once, in a namespace that is gone afterwards."""
+    try:
+        nft = find()
+        visit_new(lambda: nft.run(flowtable.TRIAL), nft.release)
+    except _FAILURES as error:
+        return f"without a flowtable, which this kernel does not make ({_reason(error)})"
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mesh.vip import wire
+from mesh.vip.flowtable import DEVICES_PER_MESSAGE
 from mesh.vip.ingress import RouteOrRule
 from mesh.vip.plan import Address
 from mesh.vip.rules import Edit, Held, HeldChain, Key, Map
@@ -203,6 +204,7 @@ class Namespace:
             for chain, tag in map(wire.rule, self._of_table(Nf.GET_RULE)):
                 tags.setdefault(chain, []).append(tag)
             shapes = dict(wire.shape(p) for p in self._of_table(Nf.GET_SET))
+            flowtables = frozenset(name for name, _ in map(wire.flowtable, self._of_table(Nf.GET_FLOWTABLE)))
             elements = {
                 one.name: dict(pair for p in self._elements(one) for pair in wire.elements(one, p))
                 for one in maps
@@ -211,7 +213,7 @@ class Namespace:
         except FileNotFoundError:
             return None
         held = {name: HeldChain(c.hook, c.accepts, tuple(tags[name])) for name, c in chains.items()}
-        return Held(dormant, shapes, held, elements)
+        return Held(dormant, shapes, held, elements, flowtables)
 
     def _of_table(self, kind: Nf) -> list[bytes]:
         return [p for p in self.netfilter.dump(kind, wire.of_our_table()) if wire.is_of_our_table(p)]
@@ -232,10 +234,32 @@ class Namespace:
         Raises OSError: ERESTART when it is not, another when the table is not as the edits have it.
         """
         requests = [(int(kind), wire.NLM_F_CREATE, payload) for kind, payload in wire.element_changes(edits)]
-        last, _, payload = requests[-1]
-        requests[-1] = (last, wire.NLM_F_CREATE | wire.NLM_F_ACK, payload)  # errors come unasked
+        self._in_batch(requests, generation)
+
+    def _in_batch(self, requests: list[tuple[int, int, bytes]], generation: int) -> None:
+        last, flags, payload = requests[-1]
+        requests[-1] = (last, flags | wire.NLM_F_ACK, payload)  # errors come unasked
         begin, end = (Nf.BATCH_BEGIN, 0, wire.batch_begin(generation)), (Nf.BATCH_END, 0, wire.batch_end())
         self.netfilter.transaction([begin, *requests, end])
+
+    def devices_of(self, flowtable: str) -> frozenset[str]:
+        """The devices of a flowtable of our table; none when it is not there."""
+        return dict(map(wire.flowtable, self._of_table(Nf.GET_FLOWTABLE))).get(flowtable, frozenset())
+
+    def change_devices(self, flowtable: str, add: list[str], delete: list[str]) -> int:
+        """Add devices to a flowtable of our table and take others out, all or none; returns how many transactions.
+
+        Raises OSError: ENOENT when a device is not there any more, ERESTART when others came between.
+        """
+        requests = [
+            (int(kind), 0, wire.of_flowtable_with(flowtable, some[at : at + DEVICES_PER_MESSAGE]))
+            for kind, some in ((Nf.DELETE_FLOWTABLE, delete), (Nf.NEW_FLOWTABLE, add))
+            for at in range(0, len(some), DEVICES_PER_MESSAGE)
+        ]
+        if not requests:
+            return 0
+        self._in_batch(requests, self.generation())
+        return 1
 
     def has_table(self) -> bool:
         """Whether our table is there."""
@@ -324,6 +348,14 @@ class Namespace:
         """The namespace's own addresses, as numbers."""
         return frozenset(map(wire.own_address, self.route.dump(Rt.GET_ADDRESS, wire.of_addresses())))
 
+    def has_device(self, name: str) -> bool:
+        """Whether there is a device of that name."""
+        try:
+            socket.if_nametoindex(name)
+        except OSError:
+            return False
+        return True
+
     def device_index(self, name: str) -> int:
         """The index of a device. Raises OSError when there is none of that name."""
         try:
@@ -362,6 +394,22 @@ def visit(path: str | None, work: Callable[[Namespace], T], leave: Callable[[], 
     finally:
         thread.submit(go)
         thread.shutdown(wait=False)
+
+
+def visit_new(work: Callable[[], T], leave: Callable[[], None]) -> T:
+    """Run `work`, then `leave`, in a network namespace made for them, which goes with them. Raises OSError."""
+
+    def run() -> T:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        try:
+            return work()
+        finally:
+            leave()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="visit") as thread:
+        return thread.submit(run).result()
 
 
 def settle() -> None:

@@ -81,6 +81,7 @@ class RouterPlan:
     gateway6: IPv6Address | None = None
     uplink_address6: IPv6Address | None = None
     meshed: bool = True  # whether connections from outside may come here, from the host or from other nodes
+    task_devices: tuple[str, ...] = ()  # in the router, towards its tasks; some may not be there yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,10 +143,16 @@ class Table:
     maps: tuple[Map, ...] = ()
     chains: tuple[Chain, ...] = ()
     elements: Mapping[str, Elements] = field(default_factory=dict)
+    flowtables: frozenset[str] = frozenset()  # by name; their devices are kept by somebody else (see `flowtable`)
 
     def __add__(self, other: Table) -> Table:
         """Both together; their names must differ."""
-        return Table(self.maps + other.maps, self.chains + other.chains, {**self.elements, **other.elements})
+        return Table(
+            self.maps + other.maps,
+            self.chains + other.chains,
+            {**self.elements, **other.elements},
+            self.flowtables | other.flowtables,
+        )
 
 
 @dataclass(slots=True)
@@ -157,6 +163,7 @@ class Held:
     maps: dict[str, Shape] = field(default_factory=dict)
     chains: dict[str, HeldChain] = field(default_factory=dict)
     elements: dict[str, dict[Key, Key]] = field(default_factory=dict)
+    flowtables: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +249,11 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
     obsolete_chains = sorted(held.chains.keys() - {c.name for c in wanted.chains})
     obsolete_maps = sorted(held.maps.keys() - {m.name for m in wanted.maps})
     changed = [c for c in wanted.chains if not _is_held(c, held.chains.get(c.name))]
+    obsolete_flowtables = sorted(held.flowtables - wanted.flowtables)
     lines += [_declared_map(m) for m in wanted.maps if m.name not in held.maps]
+    lines += [_declared_flowtable(name) for name in sorted(wanted.flowtables - held.flowtables)]
     lines += [_declared_chain(c) for c in wanted.chains if c.name not in held.chains]
-    only_elements = not (lines or obsolete_chains or obsolete_maps or changed)
+    only_elements = not (lines or obsolete_chains or obsolete_maps or obsolete_flowtables or changed)
     for one in edits:
         lines += _element_commands("delete", one.map, dict.fromkeys(one.delete, ()))
     lines += [f"flush chain {_INET} {name}" for name in obsolete_chains]
@@ -254,8 +263,9 @@ def transaction(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Tran
         lines += _element_commands("add", one.map, one.add)
     lines += [f"delete chain {_INET} {name}" for name in obsolete_chains]
     lines += [f"delete {_noun(held.maps[name])} {_INET} {name}" for name in obsolete_maps]
+    lines += [f"delete flowtable {_INET} {name}" for name in obsolete_flowtables]
     changes["vip element"] = sum(len(one.delete | one.add.keys()) for one in edits)
-    changes["vip rule"] = len(obsolete_chains) + len(obsolete_maps) + len(changed)
+    changes["vip rule"] = len(obsolete_chains) + len(obsolete_maps) + len(obsolete_flowtables) + len(changed)
     if not lines:
         return None
     return Transaction("\n".join(lines) + "\n", +changes, tuple(edits) if only_elements else None)
@@ -287,6 +297,7 @@ def advance(held: Held | None, wanted: Table, edits: Iterable[Edit]) -> Held:
         maps={m.name: m.shape for m in wanted.maps},
         chains={c.name: c.held for c in wanted.chains},
         elements=elements,
+        flowtables=wanted.flowtables,
     )
 
 
@@ -303,6 +314,10 @@ def _noun(shape: Shape) -> str:
 
 def _declared_map(what: Map) -> str:
     return f"add {what.noun} {_INET} {what.name} {{ {what.declaration}; }}"
+
+
+def _declared_flowtable(name: str) -> str:
+    return f"add flowtable {_INET} {name} {{ hook ingress priority 0; }}"
 
 
 def _declared_chain(what: Chain) -> str:

@@ -61,6 +61,7 @@ class Nf(IntEnum):
     GET_SET = 10 << 8 | 10
     NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 10 << 8 | 12, 10 << 8 | 13, 10 << 8 | 14
     GET_GENERATION = 10 << 8 | 16
+    NEW_FLOWTABLE, GET_FLOWTABLE, DELETE_FLOWTABLE = 10 << 8 | 22, 10 << 8 | 23, 10 << 8 | 24
     CT_GET = 1 << 8 | 1
     CT_DELETE = 1 << 8 | 2
     BATCH_BEGIN, BATCH_END = 16, 17
@@ -230,6 +231,20 @@ def elements(of: Map, payload: bytes) -> Iterator[tuple[Key, Key]]:
             yield key, (_text(attributes(data[2]).get(2, b"")),)
         else:
             yield key, _fields(of.value, data[1])
+
+
+def flowtable(payload: bytes) -> tuple[str, frozenset[str]]:
+    """A flowtable by its name: its devices."""
+    found = attributes(payload, _NFGEN_BYTES)
+    listed = attributes(found[3]).get(3, b"") if 3 in found else b""  # NFTA_FLOWTABLE_HOOK, its _DEVS
+    return _text(found[2]), frozenset(_text(device) for _, device in _attribute_list(listed))
+
+
+def of_flowtable_with(name: str, devices: Iterable[str]) -> bytes:
+    """Payload that adds devices to a flowtable of our table, or takes them out. On ingress, with the priority 0."""
+    listed = b"".join(attribute(1, _nul(device)) for device in devices)
+    hook = attribute(1, _BE32.pack(0)) + attribute(2, _BE32.pack(0)) + attribute(3 | _NESTED, listed)
+    return nf_request(attribute(1, _nul(TABLE)), attribute(2, _nul(name)), attribute(3 | _NESTED, hook))
 
 
 # --- nf_tables: changes of elements -----------------------------------------------------------------------------------

@@ -277,6 +277,7 @@ class Lab:
                 *published,
             ),
             meshed=bool(net.ports),
+            task_devices=tuple(names.veth_device(t.address) for t in host.tasks.get(name, [])),
         )
 
     def with_services(self, host: Host, services: tuple[VirtualService, ...]) -> VipPlan:
