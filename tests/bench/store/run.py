@@ -31,7 +31,7 @@ def ours(*arguments: str) -> dict:
 def line(name: str, run: dict) -> str:
     pause = " ".join(f"{run[key]:8.1f}" for key in ("pause_max_ms", "busy_max_ms", "gc_max_ms") if key in run)
     rates = f"{run['txn_s']:9.0f} {run['objects_s']:9.0f} {run['p50_ms']:8.2f} {run['p99_ms']:8.2f}"
-    return f"{name:34} {rates} {run['cpu_us_object']:8.1f} {pause}"
+    return f"{name:42} {rates} {run['cpu_us_object']:8.1f} {pause}"
 
 
 def main() -> None:
@@ -52,15 +52,15 @@ def main() -> None:
     print(f"core {options.core} for everything, load average {load:.1f}, backend {options.backend}\n")
     columns = ("txn/s", "objects/s", "p50 ms", "p99 ms", "CPU µs/o", "pause ms", "busy ms", "gc ms")
     heads = " ".join(f"{head:>{9 if i < 2 else 8}}" for i, head in enumerate(columns))
-    print(f"{'':34} {heads}")
+    print(f"{'':42} {heads}")
     for key, name in ROWS:
         print(line(f"ours  {name}", found[key]))
-        if key in etcd:
-            print(line(f"etcd3 {name}", etcd[key]))
-            times, cpu = found[key]["txn_s"] / etcd[key]["txn_s"], found[key]["cpu_us_object"]
-            print(
-                f"      ours ÷ etcd: {times:.2f} times the rate, {cpu / etcd[key]['cpu_us_object']:.2f} of the CPU time"
-            )
+        for rival_key, said in ((key, ""), (f"{key}, checked", ", checked")):
+            if rival_key in etcd:
+                theirs = etcd[rival_key]
+                print(line(f"etcd3 {name}{said}", theirs))
+                times, cpu = (found[key][what] / theirs[what] for what in ("txn_s", "cpu_us_object"))
+                print(f"      ours ÷ etcd: {times:.2f} times the rate, {cpu:.2f} of the CPU time")
     print(f"\nwith {options.objects} tasks:")
     for key, name in LARGE:
         print(line(f"ours  {name}", found[key]))
