@@ -76,11 +76,22 @@ def _optional(facts: Facts) -> Iterator[Finding]:
     reason = facts.kernel_can.get("ipvs", "")
     if reason:
         yield Finding("note", "balancer", f"nftables: the kernel has no IPVS ({reason})", "modprobe ip_vs")
+        yield from _flowtable(facts)
     else:
         yield Finding("ok", "balancer", "IPVS: the kernel has it")
     yield from _encryption(facts)
     if reason := facts.kernel_can.get("sctp", ""):
         yield Finding("note", "sctp", f"the kernel has no SCTP ({reason})", "modprobe sctp")
+
+
+def _flowtable(facts: Facts) -> Iterator[Finding]:
+    """Only nftables uses it."""
+    reason = facts.kernel_can.get("flowtable")
+    if reason == "":
+        yield Finding("ok", "flowtable", "established connections pass by a flowtable: the kernel has it")
+    elif reason is not None:
+        found = f"established connections pass all rules, a tenth slower: the kernel has no flowtable ({reason})"
+        yield Finding("note", "flowtable", found, "modprobe nft_flow_offload nf_flow_table_inet")
 
 
 def _encryption(facts: Facts) -> Iterator[Finding]:

@@ -55,14 +55,24 @@ def _link(arguments: Mapping[str, Any]) -> None:
 
 
 def _nftables() -> None:
+    _nft(_TABLE)
+
+
+def _nft(text: str) -> None:
     from mesh.vip.nft import VipError, find  # noqa: PLC0415 - what it raises at import would be a finding, too
 
     try:
         nft = find()
-        nft.run(_TABLE)
+        nft.run(text)
         nft.release()
     except VipError as error:
         raise OSError(errno.EIO, str(error)) from error
+
+
+def _flowtable() -> None:
+    from mesh.vip.flowtable import TRIAL  # noqa: PLC0415 - as above
+
+    _nft(TRIAL)
 
 
 def _ipvs() -> None:
@@ -93,7 +103,8 @@ def main() -> None:
         return
     found = {"namespaces": ""}
     found |= {name: _try(lambda a=arguments: _link(a)) for name, arguments in LINKS.items()}  # type: ignore[misc]
-    found |= {"nftables": _try(_nftables), "ipvs": _try(_ipvs), "sctp": _try(_sctp), "wireguard": _try(_wireguard)}
+    found |= {"nftables": _try(_nftables), "flowtable": _try(_flowtable), "ipvs": _try(_ipvs)}
+    found |= {"sctp": _try(_sctp), "wireguard": _try(_wireguard)}
     json.dump(found, sys.stdout)
 
 

@@ -12,8 +12,8 @@ import pytest
 from tests.netns.vip_lab import Lab, default_nets, three_hosts
 from tests.netns.world import World, hosts_on_a_switch
 
-# For the virtual machine: without IPVS, or sockets of SCTP, in the kernel there is nothing to collect.
-collect_ignore = [] if "MESH_VM" in os.environ else ["test_vip_ipvs.py", "test_vip_sctp.py"]
+# For the virtual machine: without IPVS, a flowtable, or sockets of SCTP, in the kernel there is nothing to collect.
+collect_ignore = [] if "MESH_VM" in os.environ else ["test_vip_flowtable.py", "test_vip_ipvs.py", "test_vip_sctp.py"]
 
 _LEFT: list[contextlib.AbstractContextManager[Lab]] = []
 

@@ -49,7 +49,7 @@ _LANES: Lanes = (
         ("nftables-encrypted", _ENCRYPTED),
     ),
     (
-        ("nftables", _files("vip_paths", "vip_life", "vip_sctp", "vip_ipv6")),
+        ("nftables", _files("vip_paths", "vip_life", "vip_sctp", "vip_flowtable", "vip_ipv6")),
         ("ipvs-more", _files("vip_adoption", "vip_frames", "vip_moves", "ports_places", "vip_ipv6")),
     ),
 )

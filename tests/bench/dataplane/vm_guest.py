@@ -59,6 +59,16 @@ def main() -> None:
                     count,
                     lambda count=count: ours.prepare("nftables", count, True),
                 ),
+                (
+                    "ours, nftables, without a flowtable",
+                    count,
+                    lambda count=count: ours.prepare("nftables", count, fast=False),
+                ),
+                (
+                    "ours, nftables, without a flowtable, with a published port",
+                    count,
+                    lambda count=count: ours.prepare("nftables", count, True, fast=False),
+                ),
                 ("ours, IPVS, with a published port", count, lambda count=count: ours.prepare("ipvs", count, True)),
                 ("IPVS with source NAT, as Swarm", count, lambda count=count: swarm.prepare(count)),
             ]
@@ -217,7 +227,7 @@ class Ours:
     def __init__(self, world: World) -> None:
         self._world, self._host = world, world.hosts[0]
         self._kernel: Kernel | None = None
-        self._balancer = ""
+        self._balancer: tuple[str, bool | None] = "", None
         world.networks["web"] = (VNI, IPv4Network("10.1.0.0/24"))
         self.client = world.task(self._host, "web", "10.1.0.100", name="client")
         self._servers = []
@@ -251,6 +261,7 @@ class Ours:
             local_tasks=tuple(TASKS),
             return_paths=tuple(ReturnPath(n, names.router_mac(n), names.router_address(n)) for n in others),
             meshed=published,  # as the agent has it
+            task_devices=tuple(names.veth_device(one) for one in (self.client.address, *TASKS)),
             services=(*services[:-1], last, *more),
         )
         return VipPlan((router,), ())
@@ -263,15 +274,16 @@ class Ours:
         assert report.errors == [], report.errors
         return took
 
-    def _fresh(self, balancer: str) -> None:
+    def _fresh(self, balancer: str, fast: bool | None = None) -> None:
         if self._kernel is not None:
             self._kernel.prune(VipPlan((), ()))
-        self._kernel, self._balancer = Kernel(host_netns=self._host.netns, balancer=balancer), balancer
+        self._kernel = Kernel(host_netns=self._host.netns, balancer=balancer, fast=fast)
+        self._balancer = balancer, fast
 
-    def prepare(self, balancer: str, count: int, published: bool = False) -> tuple[str, str]:
-        """The client, and what it shall ask."""
-        if balancer != self._balancer:
-            self._fresh(balancer)
+    def prepare(self, balancer: str, count: int, published: bool = False, fast: bool | None = None) -> tuple[str, str]:
+        """The client, and what it shall ask. `fast`: with a flowtable or without; None: as the kernel has it."""
+        if (balancer, fast) != self._balancer:
+            self._fresh(balancer, fast)
         self._applied(self.plan(count, published=published))
         return self.client.netns, str(VIP)
 

@@ -36,19 +36,6 @@ table inet beside {
   }
 }
 """
-# For established connections a path of their own, past routing and rules; of bulk only, when the kernel counts.
-FLOWTABLE = """
-table inet beside {{
-  flowtable known {{
-    hook ingress priority 0
-    devices = {{ {devices} }}
-  }}
-  chain pass {{
-    type filter hook forward priority -10;
-    ct state established ct mark 0 flow add @known
-  }}
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -103,17 +90,16 @@ def _paths(world: World, stack: contextlib.ExitStack) -> Iterator[tuple[str, Pat
     yield "VXLAN routed, no rules", Path_(plain)
     tracked = Path_(plain, lambda: _each(world, _tracked), lambda: _each(world, _slow))
     yield "VXLAN routed, connection tracking", tracked
-    yield "VXLAN routed (ours)", Path_(plain, lambda: _balance(world))
-    fast = Path_(plain, lambda: _each(world, _fast), lambda: _each(world, _slow))
-    yield "VXLAN routed (ours) with a flowtable", fast
+    yield "VXLAN routed (ours) without a flowtable", Path_(plain, lambda: _balance(world, fast=False))
+    yield "VXLAN routed (ours)", Path_(plain, lambda: _balance(world, fast=True))
     yield "encrypted, kernel's WireGuard (ours)", Path_(secret)
 
 
-def _balance(world: World) -> None:
+def _balance(world: World, fast: bool) -> None:
     """The routers' tables, as the product makes them."""
     for host in world.hosts:
         plan = VipPlan(tuple(_router(world, host, name) for name in VNIS), ())
-        assert Balancers(host_netns=host.netns, balancer="nftables").apply(plan).errors == []
+        assert Balancers(host_netns=host.netns, balancer="nftables", fast=fast).apply(plan).errors == []
 
 
 def _router(world: World, host: Host, name: str) -> RouterPlan:
@@ -134,24 +120,20 @@ def _router(world: World, host: Host, name: str) -> RouterPlan:
             if other is not host
         ),
         services=(),
+        task_devices=tuple(names.veth_device(task.address) for task in host.tasks[name]),
     )
 
 
-def _each(world: World, work: Callable[[str, list[str]], None]) -> None:
+def _each(world: World, work: Callable[[str], None]) -> None:
     for host in world.hosts:
-        task = names.veth_device(host.tasks["plain"][0].address)
-        work(world.router(host, "plain"), [names.vxlan_device(VNIS["plain"]), task])
+        work(world.router(host, "plain"))
 
 
-def _fast(router: str, devices: list[str]) -> None:
-    run("nsenter", f"--net={router}", "nft", "-f", "-", stdin=FLOWTABLE.format(devices=", ".join(devices)))
-
-
-def _tracked(router: str, _: list[str]) -> None:
+def _tracked(router: str) -> None:
     run("nsenter", f"--net={router}", "nft", "-f", "-", stdin=TRACKED)
 
 
-def _slow(router: str, _: list[str]) -> None:
+def _slow(router: str) -> None:
     inside(router, "nft", "delete", "table", "inet", "beside")
 
 

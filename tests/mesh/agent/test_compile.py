@@ -254,6 +254,7 @@ def test_a_network_of_both_families_has_everything_twice() -> None:
     assert network.local[0].address6 == FD + int(A("10.1.0.11"))
     assert [r.address for r in network.remote] == [A("10.1.0.12"), FD + int(A("10.1.0.12"))]
     assert way.local_tasks == (A("10.1.0.11"), FD + int(A("10.1.0.11")))
+    assert way.task_devices == (names.veth_device(A("10.1.0.11")),)  # one for both
     assert way.uplink_address6 == UPLINK.router_address6
     assert [p.router_address6 for p in way.return_paths] == [names.router_address6(2), names.router_address6(3)]
     by_address = {s.address: [b.address for b in s.backends] for s in way.services if s.port is None}

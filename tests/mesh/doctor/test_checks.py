@@ -146,3 +146,12 @@ def test_wireguard_that_outlived_the_daemon_is_no_conflict() -> None:
 def test_which_wireguard_is_used_is_said() -> None:
     found = [f.found for f in examine(replace(HEALTHY, kernel_can=CAN | {"wireguard": ""}), WANTED)]
     assert "WireGuard: the kernel has it" in found
+
+
+@pytest.mark.parametrize(
+    ("can", "said"),
+    [({"ipvs": "no", "flowtable": ""}, "ok"), ({"ipvs": "no", "flowtable": "no"}, "note"), ({"flowtable": ""}, None)],
+)
+def test_of_a_flowtable_is_told_where_nftables_balances(can: dict[str, str], said: str | None) -> None:
+    found = {one.what: one.level for one in examine(replace(HEALTHY, kernel_can=CAN | can), WANTED)}
+    assert found.get("flowtable") == said

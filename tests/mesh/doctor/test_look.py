@@ -53,7 +53,8 @@ def test_this_machine_is_seen(tmp_path: Path) -> None:
         mine = [one for one in facts.sockets if one.port == server.getsockname()[1]]
     assert [(one.protocol, str(one.address), bool(one.program)) for one in mine] == [("tcp", "127.0.0.1", True)]
     assert facts.kernel_can["namespaces"] == facts.kernel_can["veth"] == facts.kernel_can["nftables"] == ""
-    assert set(facts.kernel_can) == {"namespaces", "veth", "vxlan", "nftables", "ipvs", "sctp", "wireguard"}
+    tried = {"namespaces", "veth", "vxlan", "nftables", "flowtable", "ipvs", "sctp", "wireguard"}
+    assert set(facts.kernel_can) == tried
     assert facts.sysctls["net.ipv4.ip_forward"] in ("0", "1")
     assert facts.disk_free_bytes
     assert facts.clock_synchronised is not None

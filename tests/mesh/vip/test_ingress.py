@@ -95,6 +95,16 @@ def test_a_network_without_ports_costs_its_packets_one_chain_and_refuses_the_wor
     assert 'iifname "up0" ip daddr != 169.254.0.2 ip saddr != 169.254.0.1 goto refused' in chain(inner, "enter")
 
 
+def test_where_there_is_a_flowtable_it_is_entered_before_all_else_but_by_what_goes_back_by_another_node() -> None:
+    for router, unmarked in ((ROUTER, "ct mark 0 "), (replace(ROUTER, meshed=False), "")):
+        table = ingress.router_table(router, fast=True)
+        (rules,) = [one.rules for one in table.chains if one.name == "pass"]
+        assert rules[0] == f"ct state established {unmarked}ct status assured flow add @known accept"
+        assert "\n".join(rules[1:]) == chain(router, "pass")
+        assert table.flowtables == {"known"}
+        assert not ingress.router_table(router).flowtables
+
+
 def test_of_two_networks_with_one_subnet_the_first_is_the_hosts() -> None:
     twin = replace(ROUTER, uplink_address=IPv4Address("169.254.0.6"))
     assert ingress.host_routes([ROUTER, twin]) == {HostRoute(ROUTER.subnet, ROUTER.uplink_address)}

@@ -20,6 +20,7 @@ WANTED = Table(
     (Chain("to", ("accept",)), Chain("in", ("ip daddr @names goto to", "drop"), BASE)),
     {"numbers": {(0x0A000001,): (7,)}, "names": {(0x0A000001, 80): ()}},
 )
+KNOWN = frozenset({"known"})
 
 
 def made(table: Table) -> Held:
@@ -168,3 +169,25 @@ def test_lengths_are_those_of_the_kernel() -> None:
     assert NAMES.shape == Shape(8, 0, verdict=False)
     assert Map("m", "", (Kind.MAC,), (Kind.MARK,)).shape == Shape(6, 4, verdict=False)
     assert Map("m", "", (Kind.ADDRESS, Kind.PROTOCOL, Kind.PORT, Kind.SLOT)).shape == Shape(16, 0, verdict=False)
+
+
+def test_a_flowtable_is_there_before_the_rule_that_fills_it_and_goes_after_it() -> None:
+    fast = Table(WANTED.maps, (*WANTED.chains, Chain("pass", ("flow add @known",), BASE)), WANTED.elements, KNOWN)
+    text = lines(made(WANTED), fast)
+    assert text[0] == "add flowtable inet mesh known { hook ingress priority 0; }"
+    assert "flow add @known" in text[-1]
+    assert step(made(fast), fast) is None
+    assert lines(made(fast), WANTED) == [
+        "flush chain inet mesh pass",
+        "delete chain inet mesh pass",
+        "delete flowtable inet mesh known",
+    ]
+    assert (WANTED + fast).flowtables == {"known"}
+
+
+def test_a_flowtable_that_nobody_fills_is_no_change_of_elements() -> None:
+    alone = Table(WANTED.maps, WANTED.chains, WANTED.elements, KNOWN)
+    for held, wanted in ((made(WANTED), alone), (made(alone), WANTED)):
+        done = step(held, wanted)
+        assert done is not None
+        assert done.edits is None

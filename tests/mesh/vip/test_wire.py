@@ -71,6 +71,15 @@ def test_shapes_of_maps_sets_and_verdict_maps() -> None:
     assert wire.shape(verdict) == ("m", Shape(16, 0, verdict=True))
 
 
+def test_a_flowtable_is_read_with_its_devices_as_they_are_written() -> None:
+    devices = nested(3, attribute(1, b"vx4096\0"), attribute(1, b"up0\0"))
+    hook = nested(3, attribute(1, be32(0)), attribute(2, be32(0)), devices)
+    told = bytes([1, 0, 0, 0]) + attribute(1, b"mesh\0") + attribute(2, b"known\0") + hook
+    assert wire.of_flowtable_with("known", ["vx4096", "up0"]) == told
+    assert wire.flowtable(told + attribute(5, bytes(8))) == ("known", {"vx4096", "up0"})
+    assert wire.flowtable(NFGEN + attribute(2, b"known\0")) == ("known", frozenset())
+
+
 def test_elements_of_concatenated_keys_are_padded_field_by_field() -> None:
     key = bytes([169, 254, 0, 2]) + b"\x06\0\0\0" + b"\x1f\x90\0\0" + (258).to_bytes(4, sys.byteorder)
     value = bytes([10, 1, 0, 7])
