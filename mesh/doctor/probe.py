@@ -70,9 +70,10 @@ def _nft(text: str) -> None:
 
 
 def _flowtable() -> None:
-    from mesh.vip.flowtable import TRIAL  # noqa: PLC0415 - as above
+    from mesh.vip.flowtable import TRIALS  # noqa: PLC0415 - as above
 
-    _nft(TRIAL)
+    for text in TRIALS:
+        _nft(text)
 
 
 def _ipvs() -> None:

@@ -178,7 +178,10 @@ class Kernel:
         broke, and a change costs the same with one service and with ten thousand.
         """
         vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
-        own, made_of = ingress.uplink_addresses(router), (vxlan, uplink, replace(router, services=(), local_tasks=()))
+        own, made_of = (
+            ingress.uplink_addresses(router),
+            (vxlan, uplink, replace(router, services=(), local_tasks=(), task_devices=())),
+        )
         known = self._ways.pop(router.netns, None)
         if known is None or known.cookie != namespace.cookie or known.own != own:
             known = _Ways(namespace.cookie, (), own, frozenset(), Book())
@@ -308,9 +311,14 @@ def _nftables(tables: Tables, nft: Nft, fast: bool | None, reason: str) -> tuple
 @cache
 def flowtable_lack() -> str:
     """Why this kernel has no flowtable; "" when it has. It is tried, once, in a namespace that is gone afterwards."""
+
+    def attempt() -> None:
+        for text in flowtable.TRIALS:
+            nft.run(text)
+
     try:
         nft = find()
-        visit_new(lambda: nft.run(flowtable.TRIAL), nft.release)
+        visit_new(attempt, nft.release)
     except _FAILURES as error:
         return f"without a flowtable, which this kernel does not make ({_reason(error)})"
     return ""
