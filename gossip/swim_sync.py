@@ -33,6 +33,9 @@ ALONE_SEEDS = 3
 RETRY_SHARE = 8
 # Where packets do not go, push/pull brings the members instead: this many times as often as usual (5 s for few nodes).
 BLOCKED_SYNC_SHARE = 6
+# Who has joined misses what is told while it does, by nodes that do not know it yet; when half of 2,400 nodes start at
+# once that is much, and the next push/pull may be half a minute away. So it compares once more this long after.
+SECOND_LOOK_S = 2.0
 # Streams with a message each: an event is due 12 times, and ten events at once should still be told within 2 s.
 BLOCKED_PER_TICK = 12
 BACKLOG_MAX = 256
@@ -64,6 +67,7 @@ class Syncer:
         self._seeds: dict[Address, float] = {}  # and when it answered last, by whatever name
         self._joins: deque[Address] = deque()
         self._joining = 0
+        self._joined = False
         self._lost: dict[str, Lost] = {}
         self._backlog: deque[tuple[bytes, Address | None]] = deque()  # and for whom; None: anybody
         self._next_blocked_sync_s = 0.0
@@ -164,14 +168,26 @@ class Syncer:
 
             def done(message: StreamMessage | None, _: StreamFailure | None, now: float, seed: Address = seed) -> None:
                 self._joining -= 1
-                if message is not None and seed in self._seeds:
-                    self._seeds[seed] = now
+                if message is not None:
+                    self._look_again(now)
+                    if seed in self._seeds:
+                        self._seeds[seed] = now
                 self._pump(now)
 
             if not self.sync_with(seed, now, done, join=True):
                 self._joins.appendleft(seed)
                 break
             self._joining += 1
+
+    def _look_again(self, now: float) -> None:
+        """After the first join that was answered."""
+        if not self._joined:
+            self._joined = True
+            self._timers.at(now + SECOND_LOOK_S * (0.5 + self._random.random()), self._second_look)
+
+    def _second_look(self, now: float) -> None:
+        if not self._rules.leaving:
+            self._sync_with_somebody(now)
 
     def lost(self, member: Member) -> None:
         """A member failed."""
