@@ -7,7 +7,7 @@ they are encoded to may be kept for as long as they are the same object.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from gossip.delegate import Address, Member, State
 from gossip.wire import encode_node_state
@@ -53,6 +53,10 @@ class Members:
         self._random = source
         self._me = me.name
         self._encoded = encoded or EncodedMembers()
+        # Made of all of them when they are asked for, and kept until somebody changes: whoever looks for 1,200 lost
+        # members asks again and again.
+        self._all_encoded: list[bytes] | None = None
+        self._all_addresses: set[Address] | None = None
 
     @property
     def me(self) -> Member:
@@ -73,6 +77,7 @@ class Members:
         """Add a member (somewhere in the order of probes, at random) or replace the one of its name."""
         before = self._by_name.get(member.name)
         self._by_name[member.name] = member
+        self._changed()
         self._alive += (member.state <= State.SUSPECT) - (before is not None and before.state <= State.SUSPECT)
         if before is not None:
             self._encoded.drop(before)
@@ -91,6 +96,10 @@ class Members:
         self._turns = self._names.copy()
         self._random.shuffle(self._turns)
         self._alive = sum(member.state <= State.SUSPECT for member in self._by_name.values())
+        self._changed()
+
+    def _changed(self) -> None:
+        self._all_encoded = self._all_addresses = None
 
     def next_probe(self, is_over: Fits) -> tuple[Member | None, list[Member]]:
         """Whom to probe next, and those who were forgotten: dead for long enough, looked at once a round."""
@@ -112,6 +121,7 @@ class Members:
             del self._by_name[member.name]
             self._encoded.drop(member)
         if reaped:
+            self._changed()
             self._names = [name for name in self._names if name in self._by_name]
             self._turns = [name for name in self._turns if name in self._by_name]
         self._random.shuffle(self._names)
@@ -154,8 +164,12 @@ class Members:
 
     def answers_at(self, address: Address) -> bool:
         """Whether somebody, alive or suspected, is there; this node too."""
-        return any(m.address == address and m.state <= State.SUSPECT for m in self._by_name.values())
+        if self._all_addresses is None:
+            self._all_addresses = {m.address for m in self._by_name.values() if m.state <= State.SUSPECT}
+        return address in self._all_addresses
 
-    def encoded(self) -> list[bytes]:
+    def encoded(self) -> Sequence[bytes]:
         """All of them as in push/pull."""
-        return [self._encoded.get(member) for member in self._by_name.values()]
+        if self._all_encoded is None:
+            self._all_encoded = [self._encoded.get(member) for member in self._by_name.values()]
+        return self._all_encoded

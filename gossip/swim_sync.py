@@ -217,7 +217,8 @@ class Syncer:
             count = min(ALONE_SEEDS if alive == 1 else 1, len(seeds))
             self._joins.extend(seed for seed in self._random.sample(seeds, count) if seed not in self._joins)
         oldest_s = now - self._profile.reconnect_timeout_s
-        self._lost = {name: lost for name, lost in self._lost.items() if lost.since_s > oldest_s}
+        while self._lost and next(iter(self._lost.values())).since_s <= oldest_s:  # they come in this order
+            self._lost.pop(next(iter(self._lost)))
         if self._lost and self._random.random() * alive < len(self._lost):
             self._joins.append(self._random.choice(list(self._lost.values())).address)
         self._pump(now)
