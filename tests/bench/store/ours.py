@@ -124,19 +124,17 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
     pauses = Pauses()
 
     async def client(number: int) -> None:
-        mine = objects[number::clients]
-        rng = random.Random(number)
-        place = rng.randrange(len(mine))
+        mine = [f"{n:025d}" for n in objects[number::clients]]
+        place = random.Random(number).randrange(len(mine))
         while time.perf_counter() < end:
-            chosen = [mine[(place + i) % len(mine)] for i in range(batch)]
-            place += batch
             before = time.perf_counter()
-            view = store.view()
+            view, status = store.view(), _status(place)
             puts = []
-            for n in chosen:
-                found = view.get(Task, f"{n:025d}")
+            for at in range(place, place + batch):
+                found = view.get(Task, mine[at % len(mine)])
                 assert found is not None
-                puts.append(Put(_changed(found, place)))
+                puts.append(Put(msgspec.structs.replace(found, status=status)))
+            place += batch
             await store.commit(puts, Writer.ORCHESTRATOR)
             latencies.append(time.perf_counter() - before)
 
@@ -158,10 +156,9 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
     }
 
 
-def _changed(found: Task, generation: int) -> Task:
-    """As agents and managers do: nearly all changes are those of a status."""
-    status = TaskStatus(state=TaskState.NEW, at_ms=generation, message="created")
-    return msgspec.structs.replace(found, status=status)
+def _status(generation: int) -> TaskStatus:
+    """As agents and managers write: nearly all changes are those of a status."""
+    return TaskStatus(state=TaskState.NEW, at_ms=generation, message="created")
 
 
 async def measure(name: str, directory: Path, seconds: float, count: int) -> dict[str, object]:
@@ -219,7 +216,8 @@ async def _snapshot(store: Store, directory: Path) -> dict[str, float]:
             if not began and any(p.name.endswith(".new") and p.name.startswith("snap") for p in directory.iterdir()):
                 began = time.perf_counter()
             found = [store.view().get(Task, f"{n:025d}") for n in range(number, number + 100)]
-            await store.commit([Put(_changed(f, number)) for f in found], Writer.ORCHESTRATOR)
+            puts = [Put(msgspec.structs.replace(one, status=_status(number))) for one in found]
+            await store.commit(puts, Writer.ORCHESTRATOR)
             number = (number + 100) % 10_000
         took = time.perf_counter() - began
         watching.cancel()
