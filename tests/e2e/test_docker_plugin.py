@@ -46,6 +46,7 @@ def networks(cluster: Cluster, host: str) -> set[str]:
 
 def run(cluster: Cluster, host: str, name: str, network: str, *command: str, options: tuple[str, ...] = ()) -> None:
     image = BUSYBOX_IMAGE if command[:1] == ("sleep",) else LAB_IMAGE
+    cluster.lab.exec(host, ["docker", "rm", "-f", name])  # of a first try of the same test
     docker(cluster, host, "run", "-d", "--init", "--name", name, f"--network={network}", *options, image, *command)
 
 

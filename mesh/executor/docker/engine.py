@@ -223,7 +223,11 @@ class Engine:
         """This thread's client."""
         client: APIClient | None = getattr(self._clients, "client", None)
         if client is None:
-            client = APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=int(CALL_TIMEOUT_S))
+            # An engine that starts takes connections and answers when its containers are there; if those are on our
+            # networks it asks this daemon for them first, which must not be waiting for it then.
+            patience_s = max(1, round(self._away_max_s))
+            client = APIClient(base_url=f"unix://{self.socket}", version="auto", timeout=patience_s)
+            client.timeout = int(CALL_TIMEOUT_S)
             if too_old := _too_old(client.api_version):
                 raise EngineRefused(too_old, 400)
             self._clients.client = client

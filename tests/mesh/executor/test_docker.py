@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from control.model import HealthCheck, Mount, Resources, Ulimit
-from mesh.executor.docker.engine import Engine, EngineAway
+from mesh.executor.docker.engine import CALL_TIMEOUT_S, Engine, EngineAway
 from mesh.executor.docker.executor import AWAY, RESTARTED, DockerExecutor
 from mesh.executor.probe import probe
 from mesh.executor.protocol import Executor, ExecutorError, Exit, Launch
@@ -332,6 +333,17 @@ async def test_containers_of_tasks_that_are_gone_are_removed_at_start(
 
 
 # --- engines that go ------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_that_is_starting_is_not_waited_for_as_long_as_for_its_answers(tmp_path: Path) -> None:
+    """It takes connections, and may itself be waiting for this daemon, which its containers' networks belong to."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(f"{tmp_path}/docker.sock")
+        door.listen()
+        starting = Engine(f"{tmp_path}/docker.sock", away_max_s=1.0)
+        async with asyncio.timeout(CALL_TIMEOUT_S / 2):
+            with pytest.raises(EngineAway, match=r"no Docker Engine answers at .*docker\.sock: cannot list containers"):
+                await starting.owned("n1")
 
 
 async def test_an_engine_that_is_killed_keeps_nobody_from_stopping(
