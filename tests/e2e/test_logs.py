@@ -27,12 +27,14 @@ def test_the_log_of_a_service_is_read_and_followed_from_any_host(cluster: Cluste
     far = next(name for name, node in nodes.items() if node != "h1")
     assert cluster.mesh("task", "logs", far).stdout == f"hello from {far}\n"
 
-    follow = ["mesh", "service", "logs", "--follow", "--raw", "--tail", "0", "talk"]
+    follow = ["mesh", "service", "logs", "--follow", "--raw", "--tail", "1", "talk"]
     command, environment = cluster.lab.command("h1", follow)
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as reader:
-        cluster.mesh("service", "scale", "-d", "talk=4")
         assert reader.stdout is not None
         try:
+            before = sorted(reader.stdout.readline() for _ in nodes)  # it follows before there is another one
+            assert before == sorted(f"hello from {name}\n" for name in nodes)
+            cluster.mesh("service", "scale", "-d", "talk=4")
             assert reader.stdout.readline() == "hello from talk.4\n"
         finally:
             reader.kill()
