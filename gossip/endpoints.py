@@ -180,9 +180,10 @@ class EndpointTable:
 
     def set_peers(self, names: Iterable[str], now: float) -> None:
         """The members that are there and speak this protocol. New ones are compared with at once."""
-        names = sorted(set(names) - {self._own})
-        new = [name for name in names if name not in set(self._peers)]
-        for name in set(self._peers) - set(names):
+        before, there = set(self._peers), set(names) - {self._own}
+        names = sorted(there)
+        new = [name for name in names if name not in before]
+        for name in before - there:
             self._gone.setdefault(name, now)
         self._peers = names
         for name in names:
@@ -224,7 +225,7 @@ class EndpointTable:
         self._tries = (self._tries + 1) % DIGEST_TRIES if self._peers else 0
         self._next_digest_s = now + (AGAIN_S if self._tries else DIGEST_INTERVAL_S)
         if self._peers:
-            known = self._differing in set(self._peers)
+            known = self._differing in self._peers
             self._asked = self._differing if known else self._random.choice(self._peers)
             self._differing = ""
             self._sends.append(Send(self._asked, self._sums_message()))
@@ -297,7 +298,7 @@ class EndpointTable:
         return [value.to_bytes(8, "big") for value in sums]
 
     def _reply(self, to: str, messages: Sequence[bytes]) -> None:
-        if to in set(self._peers):
+        if to in self._peers:
             self._sends += [Send(to, message) for message in messages[:REPLIES_MAX]]
         else:
             self.counts["strangers"] += 1
@@ -369,7 +370,7 @@ class EndpointTable:
             self.counts["hash_clash"] += 1
             return
         self._owners[after.owner] = after
-        if after.owner not in set(self._peers):
+        if after.owner not in self._peers:
             self._gone.setdefault(after.owner, now)  # heard of by others before it was met, or after it left
         self._changes.append(EndpointChange(after.owner, before, after))
         for message in _best(before, after):

@@ -84,15 +84,15 @@ def prepare(snapshot: Snapshot, changes: Iterable[Change], writer: Writer, now_m
 
     The commit's version is the one after the snapshot's.
     """
-    version, get = snapshot.version + 1, snapshot.get
+    version = snapshot.version + 1
     events: list[Event] = []
     for change in changes:
         if isinstance(change, Put):
             obj = change.obj
-            before = get(type(obj), obj.id)
+            before = snapshot.get(type(obj), obj.id)
             events.append(event(before, _check_put(before, obj, writer, version, now_ms)))
         else:
-            events.append(event(_check_delete(get(change.cls, change.id), change, writer), None))
+            events.append(event(_check_delete(snapshot.get(change.cls, change.id), change, writer), None))
     _check_once(events)
     rekeyed = rekeyed_of(events)
     after_all = snapshot.apply(version, events, rekeyed)
@@ -102,11 +102,9 @@ def prepare(snapshot: Snapshot, changes: Iterable[Change], writer: Writer, now_m
 
 def _check_once(events: Sequence[Event]) -> None:
     """Nothing is changed twice."""
-    objects = [change.object for change in events]
-    if len({obj.id for obj in objects}) == len(objects):
-        return
     seen: set[tuple[type[Object], str]] = set()
-    for obj in objects:  # objects of two kinds may have one id
+    for change in events:
+        obj = change.object
         key = type(obj), obj.id
         if key in seen:
             raise VersionConflict(f"{_words(type(obj))} {obj.id} is changed twice in one commit")
