@@ -169,9 +169,17 @@ def router_table(router: RouterPlan, served: Served | None = None, fast: bool = 
         Hook("filter", "input", 0),
     )
     leave = Chain("leave", tuple(rule for rule, wanted in leaving if wanted), Hook("nat", "postrouting", 100))
+    arriving = (apart, note) if router.meshed else (enter,)
+    chains = (_REFUSED, *arriving, guard, _forward(router, up, vxlan, fast), leave)
+    flowtables = frozenset({flowtable.NAME} if fast else ())
+    return Table(ROUTER_MAPS, chains, _elements(router, served), flowtables)
+
+
+def _elements(router: RouterPlan, served: Served | None) -> dict[str, dict[Key, Key]]:
+    """What is in the router's maps."""
     four, six = as_served(service_addresses(router) if served is None else uplink_addresses(router))
     tasks = [int(address) for address in router.local_tasks]
-    elements: dict[str, dict[Key, Key]] = {
+    return {
         _ADDRESSES.name: four if served is None else {**served[0], **four},
         _ADDRESSES6.name: six if served is None else {**served[1], **six},
         _HAIRPIN.name: {(address, address): () for address in tasks if not is_ipv6(address)},
@@ -179,9 +187,6 @@ def router_table(router: RouterPlan, served: Served | None = None, fast: bool = 
         _PEERS.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
         _ZONES.name: {(path.router_mac,): (path.node_number,) for path in router.return_paths},
     }
-    arriving = (apart, note) if router.meshed else (enter,)
-    chains = (_REFUSED, *arriving, guard, _forward(router, up, vxlan, fast), leave)
-    return Table(ROUTER_MAPS, chains, elements, frozenset({flowtable.NAME} if fast else ()))
 
 
 def _strangers(router: RouterPlan) -> Iterator[str]:

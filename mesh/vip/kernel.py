@@ -178,10 +178,8 @@ class Kernel:
         broke, and a change costs the same with one service and with ten thousand.
         """
         vxlan, uplink = map(namespace.device_index, (router.vxlan_device, router.uplink_device))
-        own, made_of = (
-            ingress.uplink_addresses(router),
-            (vxlan, uplink, replace(router, services=(), local_tasks=(), task_devices=())),
-        )
+        own = ingress.uplink_addresses(router)
+        made_of = vxlan, uplink, replace(router, services=(), local_tasks=(), task_devices=())
         known = self._ways.pop(router.netns, None)
         if known is None or known.cookie != namespace.cookie or known.own != own:
             known = _Ways(namespace.cookie, (), own, frozenset(), Book())
