@@ -31,6 +31,7 @@ SECRET, PLAIN = IPv4Network("10.1.0.0/24"), IPv4Network("10.2.0.0/24")
 VNI, PLAIN_VNI = 4096, 4097
 MARKER = "6d6573682d706c61696e74657874"  # of `ping -p`: "mesh-plaintext"
 DAY_S = 86400.0
+ON_THE_WAY = 15  # packets that may be unanswered when pinging ends, which goes on for 0.2 s after the last step
 
 
 class Clock:
@@ -421,6 +422,16 @@ def pinging(source: Task, target: Task) -> Iterator[list[str]]:
         said += process.communicate(timeout=10)[0].splitlines()
 
 
+def answered_all(said: list[str]) -> None:
+    """No packet was lost before the last answer; what was sent later was still on its way when the program ended."""
+    answered = {int(seq) for seq in re.findall(r"bytes from .* icmp_seq=(\d+)", "\n".join(said))}
+    sent = int(re.findall(r"(\d+) packets transmitted", "\n".join(said))[0])
+    last = max(answered, default=0)
+    assert set(range(1, last + 1)) == answered, [line for line in said if "no answer" in line]
+    assert last > 40  # a quick machine has done it within half a second
+    assert sent - last <= ON_THE_WAY, "the way is broken at the end"
+
+
 def step(world: World, *hosts: Host) -> None:
     for host in hosts or world.hosts:
         assert host.kernel.apply(world.plan(host)).errors == []
@@ -482,9 +493,7 @@ def test_a_key_is_replaced_without_losing_a_packet(world: World, tasks: tuple[Ta
         assert "mesh-wg0" not in inside(crypt(first), "ip", "-br", "link")
         time.sleep(0.5)
     for said in (there, back):
-        sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
-        assert received == sent, [line for line in said if "no answer" in line]
-        assert sent > 40  # a quick machine has done it within half a second
+        answered_all(said)
 
 
 def test_both_hosts_replace_their_keys_at_the_same_time_without_losing_a_packet(
@@ -507,9 +516,7 @@ def test_both_hosts_replace_their_keys_at_the_same_time_without_losing_a_packet(
         step(world)
         step(world)
         assert [slots(world, host) for host in world.hosts] == [[(1, False)], [(1, False)]]
-    sent, received = (int(word) for word in re.findall(r"(\d+) (?:packets transmitted|received)", "\n".join(said)))
-    assert received == sent, [line for line in said if "no answer" in line]
-    assert sent > 40  # a quick machine has done it within half a second
+    answered_all(said)
 
 
 # --- sizes and families -------------------------------------------------------------------------------------------
