@@ -198,7 +198,7 @@ class RaftBackend:
         engine.kick()
         await engine.idle()
         if engine.core.status().configuration.voters == (self._seat.member_id,):
-            with engine.inside():
+            with engine.inside:
                 engine.core.campaign()
             engine.kick()
             while engine.error is None and not engine.leading:
@@ -274,7 +274,7 @@ class RaftBackend:
         if refusal is not None or engine is None:
             future.set_exception(refusal or _closed())
             return future
-        with engine.inside():
+        with engine.inside:
             outcome = engine.core.propose((encode_commit(proposal),))
             if isinstance(outcome, Accepted):
                 engine.pipeline.put(outcome.index, outcome.term, proposal, future)

@@ -9,9 +9,8 @@ its `Handler`), and those of threads that pack and unpack snapshots. An error in
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,11 +41,37 @@ EXCHANGE_TICKS = 20
 TELL_S = 0.002
 
 
+class _Inside:
+    """Around every call of the core and all that follows from it: what goes wrong there is the end of the engine."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            return False
+        known = isinstance(error, StoreError | Inconsistent)
+        if isinstance(error, Inconsistent):
+            why = f"the managers' logs contradict each other: {error}; meshd must stop, report this"
+            self._engine.fail(BackendFailed(why))
+        elif isinstance(error, StoreError):
+            self._engine.fail(error)
+        else:  # a bug of ours: without this, everybody would wait for ever
+            self._engine.fail(BackendFailed(f"the store failed: {error!r}; meshd must stop"))
+        return known
+
+
 class Engine:
     """One run of one manager; see the module. `start` lets it hear and be heard; before, it only works on its log."""
 
     def __init__(self, node_id: str, core: Core, journal: Journal, pipeline: Pipeline, snapshots: Snapshots) -> None:
         self.core, self.journal, self.pipeline, self.snapshots = core, journal, pipeline, snapshots
+        self.inside = _Inside(self)
         self.changes = Changes()
         self.soft: SoftState = core.status().soft
         self.leading = 0  # the term in which this manager leads, 0 if it does not
@@ -91,7 +116,7 @@ class Engine:
         else:
             self._tell_following()
         self.reconnect()
-        with self.inside():
+        with self.inside:
             self._look_for_removal()
             self._tick()
 
@@ -126,19 +151,6 @@ class Engine:
         self._tell(Failed(error))
         self._deliver = None
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Around every call of the core and all that follows from it."""
-        try:
-            yield
-        except Inconsistent as error:
-            self.fail(BackendFailed(f"the managers' logs contradict each other: {error}; meshd must stop, report this"))
-        except StoreError as error:
-            self.fail(error)
-        except BaseException as error:  # a bug of ours: without this, everybody would wait for ever
-            self.fail(BackendFailed(f"the store failed: {error!r}; meshd must stop"))
-            raise
-
     async def idle(self) -> None:
         """Until there is nothing to be done now."""
         while self._pumping and not self._stopped:
@@ -156,7 +168,7 @@ class Engine:
         if self._stopped:
             return
         loop = asyncio.get_running_loop()
-        with self.inside():
+        with self.inside:
             self.core.tick(loop.time())
             self._timer = loop.call_at(self.core.deadline(), self._ring)
             self._ticks += 1
@@ -176,7 +188,7 @@ class Engine:
         self._pumping = False
         if self._stopped:
             return
-        with self.inside():
+        with self.inside:
             ready = self.core.ready()
             if ready is not None:
                 self._handle(ready)
@@ -226,7 +238,7 @@ class Engine:
 
     def _durable(self, ready: Ready) -> None:
         """It, and all before it."""
-        with self.inside():
+        with self.inside:
             for message in ready.messages_after:
                 self._send(message)
             self.core.advance(ready.number)
@@ -333,7 +345,7 @@ class Engine:
         """See `control.transport.seam.Handler`."""
         if self._stopped:
             return
-        with self.inside():
+        with self.inside:
             for message in messages:
                 match message:
                     case Comparison(version=version, digest=digest):
@@ -360,7 +372,7 @@ class Engine:
     def _report(self, node_id: str, tell: Callable[[str], None]) -> None:
         member = self.core.status().configuration.of_node(node_id)
         if member is not None and not self._stopped:
-            with self.inside():
+            with self.inside:
                 tell(member.id)
             self.kick()
 
@@ -372,7 +384,7 @@ class Engine:
         """Now the core may hear of it. If it does not want it, because it has more, nobody does."""
         if self._stopped:
             return
-        with self.inside():
+        with self.inside:
             self._arrived = message, ledger
             self.core.step(message)
             ready = self.core.ready()
@@ -430,7 +442,7 @@ class Engine:
     def read(self) -> asyncio.Future[int | None]:
         """The index that was agreed on when somebody confirmed who leads, once it is applied here; None: ask again."""
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        with self.inside():
+        with self.inside:
             read_id = self.core.read_index()
             if isinstance(read_id, int):
                 self._reads[read_id] = future
@@ -478,6 +490,6 @@ class Engine:
             case JournalFailed(error):
                 self.fail(error)
                 return
-        with self.inside():
+        with self.inside:
             self.core.set_reluctant(bool(self.low))
         self.kick()

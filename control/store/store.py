@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
+from functools import partial
 
 import msgspec
 
@@ -75,7 +76,8 @@ class _Pending(msgspec.Struct, frozen=True, eq=False):
     events: tuple[Event, ...]
     after: Snapshot
     size_bytes: int
-    future: asyncio.Future[None]
+    future: asyncio.Future[None]  # the backend's
+    told: asyncio.Future[None]  # the caller's, who may cancel it
 
 
 class Store:
@@ -191,7 +193,7 @@ class Store:
             return self._view.version
         await self._room(len(changes))
         pending = self._propose(changes, writer, term)
-        await asyncio.shield(pending.future)
+        await pending.told
         return pending.after.version
 
     async def batch(self, changes: Iterable[Change], writer: Writer, *, term: int | None = None) -> int:
@@ -213,7 +215,7 @@ class Store:
                 break
         for pending in reversed(proposed):
             try:
-                await asyncio.shield(pending.future)
+                await pending.told
             except StoreError as error:
                 failure = error  # the earliest one in the end
             else:
@@ -240,11 +242,12 @@ class Store:
                 f"{name_of(prepared.events[at].object)} makes a commit of {size} bytes: {MAX_BYTES} are allowed"
             )
         future = self._backend.commit(Proposal(prepared.after.version, rows), Guard(self._term))
-        pending = _Pending(rows, prepared.events, prepared.after, size, future)
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pending = _Pending(rows, prepared.events, prepared.after, size, future, told)
         self._pending.append(pending)
         self._pending_bytes += size
         self._head = prepared.after
-        future.add_done_callback(lambda done: self._settled(pending, done))
+        future.add_done_callback(partial(self._settled, pending))
         return pending
 
     async def _room(self, count: int) -> None:
@@ -263,9 +266,19 @@ class Store:
         self._turn_changes = 0
 
     def _settled(self, pending: _Pending, done: asyncio.Future[None]) -> None:
+        error = done.exception()
+        if error is not None and pending in self._pending:
+            self._fall_back(pending)
+        if pending.told.done():
+            return  # cancelled
+        if error is None:
+            pending.told.set_result(None)
+        else:
+            pending.told.set_exception(error)
+            pending.told.exception()  # of a batch that was cancelled meanwhile nobody asks
+
+    def _fall_back(self, pending: _Pending) -> None:
         """A commit that fails takes all that were built upon it out of the head."""
-        if done.exception() is None or pending not in self._pending:
-            return
         while self._pending:
             last = self._pending.pop()
             self._pending_bytes -= last.size_bytes

@@ -120,12 +120,12 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
     """
     store, others = opened.store, [process.pid for process in opened.followers]
     latencies: list[float] = []
-    end = time.perf_counter() + seconds
     pauses = Pauses()
+    keys = [[f"{n:025d}" for n in objects[number::clients]] for number in range(clients)]
+    end = time.perf_counter() + seconds
 
-    async def client(number: int) -> None:
-        mine = [f"{n:025d}" for n in objects[number::clients]]
-        place = random.Random(number).randrange(len(mine))
+    async def client(mine: list[str]) -> None:
+        place = random.Random(mine[0]).randrange(len(mine))
         while time.perf_counter() < end:
             before = time.perf_counter()
             view, status = store.view(), _status(place)
@@ -142,8 +142,8 @@ async def load(opened: Opened, clients: int, batch: int, seconds: float, objects
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(pauses.run())
         async with asyncio.TaskGroup() as work:
-            for number in range(clients):
-                work.create_task(client(number))
+            for mine in keys:
+                work.create_task(client(mine))
         watching.cancel()
     took, cpu = time.perf_counter() - began, time.process_time() + cpu_s(others) - cpu
     return {

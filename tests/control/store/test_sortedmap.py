@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.store import sortedmap
-from control.store.sortedmap import CHUNK_MAX, SortedMap
+from control.store.sortedmap import LEAF_MAX, SortedMap
 
 keys = st.integers(0, 400).map(lambda i: f"{i:03d}")
 edits = st.lists(st.lists(st.tuples(keys, st.none() | st.integers()), max_size=60), max_size=12)
@@ -21,8 +21,8 @@ def check(found: SortedMap[str, int], model: dict[str, int]) -> None:
 @given(edits, st.lists(st.tuples(keys, keys), max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_equals_a_dict_and_old_versions_stay(edits, ranges):
-    chunk_max, chunk_min = sortedmap.CHUNK_MAX, sortedmap.CHUNK_MIN
-    sortedmap.CHUNK_MAX, sortedmap.CHUNK_MIN = 8, 2  # so that a few hundred keys split and merge
+    largest = sortedmap.LEAF_MAX, sortedmap.BRANCH_MAX
+    sortedmap.LEAF_MAX, sortedmap.BRANCH_MAX = 8, 8  # so that a few hundred keys split and merge
     try:
         versions = [(SortedMap[str, int](), {})]
         for edit in edits:
@@ -42,12 +42,13 @@ def test_equals_a_dict_and_old_versions_stay(edits, ranges):
             assert found.keys_between(low, high) == [k for k in sorted(model) if low <= k < high]
             assert found.values_between(low, None) == [model[k] for k in sorted(model) if low <= k]
             assert found.get(low) == model.get(low)
-        assert all(0 < len(c.keys) <= 8 for c in found._chunks)
+        assert all(0 < len(leaf.keys) <= 8 for leaf in found._leaves() if found)
+        assert all(0 < len(branch.keys) <= 8 for branch in found._root.values)
     finally:
-        sortedmap.CHUNK_MAX, sortedmap.CHUNK_MIN = chunk_max, chunk_min
+        sortedmap.LEAF_MAX, sortedmap.BRANCH_MAX = largest
 
 
-def test_a_small_edit_of_a_large_map_shares_all_other_chunks():
+def test_a_small_edit_of_a_large_map_shares_all_else():
     editor = SortedMap[str, int]().edit()
     for i in range(20_000):
         editor.set(f"{i:06d}", i)
@@ -55,12 +56,14 @@ def test_a_small_edit_of_a_large_map_shares_all_other_chunks():
     edited = big.edit()
     edited.set("010000", -1)
     after = edited.done()
-    fresh = {id(c) for c in after._chunks} - {id(c) for c in big._chunks}
-    assert len(fresh) == 1
+    assert len({id(leaf) for leaf in after._leaves()} - {id(leaf) for leaf in big._leaves()}) == 1
+    assert len({id(node) for node in after._root.values} - {id(node) for node in big._root.values}) == 1
     assert big.get("010000") == 10_000
     assert after.get("010000") == -1
-    # Keys that came in order fill their chunks.
-    assert len(big._chunks) <= 20_000 // CHUNK_MAX + 1
+    # Keys that came in order fill their leaves, and these their branches.
+    leaves = 20_000 // LEAF_MAX + 1
+    assert len(list(big._leaves())) <= leaves
+    assert len(big._root.values) <= leaves // sortedmap.BRANCH_MAX + 1
 
 
 def test_emptied_and_filled_again():
