@@ -32,7 +32,6 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +73,7 @@ from control.store.record import SnapshotMeta
 from control.store.sealing import KeyRing
 from control.store.segments import SEGMENT_BYTES
 from control.store.state import Ledger, encode_commit
+from control.store.worker import Worker
 from control.transport.seam import Identity, Tls
 from control.transport.service import Transport
 from control.transport.spool import Spool
@@ -121,7 +121,7 @@ class RaftBackend:
         rng: random.Random | None = None,
         options: Options = OPTIONS,
         disk: Disk | None = None,
-        threads: Callable[[], Executor] | None = None,
+        threads: Callable[[], Worker] | None = None,
         log_limit_bytes: int = LOG_LIMIT_BYTES,
         keep_entries: int = KEEP_ENTRIES,
         segment_bytes: int = SEGMENT_BYTES,

@@ -99,6 +99,8 @@ def tick(s: State) -> None:
         return
     if s.transferee and s.ticks - s.transfer_began >= options.election_ticks:
         s.transferee = ""  # it did not come to pass: take proposals again (case 12)
+    elif s.transferee and s.ticks % options.heartbeat_ticks == 0:
+        invite(s, s.progress[s.transferee])  # what was lost, or came before it knew that it may vote
     if (s.outgoing or s.reluctant or s.stalled()) and not s.transferee:
         pause = 0 if s.outgoing else HAND_OVER_PAUSE * options.election_ticks
         if s.ticks - s.transfer_began >= pause:
@@ -241,8 +243,8 @@ def on_append_reply(s: State, m: AppendReply) -> None:
         progress.replicate()  # it has caught up: by the snapshot, an earlier one, or another leader's entries (case 19)
     if news:
         commit(s)
-        if s.transferee == m.sender and progress.match == s.log.last_index:
-            s.send(TimeoutNow(s.id, m.sender, s.term))
+        if s.transferee == m.sender:
+            invite(s, progress)
     s.flush = True
 
 
@@ -444,12 +446,17 @@ def transfer(s: State, to: str) -> Refusal | None:
     if to == s.id or to not in s.voters or any(unseats(change, to) for _, change in _pending(s)):
         return Refusal(Why.MISTAKE, s.id, f"manager {to} cannot take over: it leads already, or is no voter")
     s.transferee, s.transfer_began = to, s.ticks
-    progress = s.progress[to]
-    if progress.match == s.log.last_index:
-        s.send(TimeoutNow(s.id, to, s.term))
-    else:
-        send_appends(s, progress, empty=True)
+    if not invite(s, s.progress[to]):
+        send_appends(s, s.progress[to], empty=True)
     return None
+
+
+def invite(s: State, progress: Progress) -> bool:
+    """Ask the transferee to campaign, if it has everything."""
+    if progress.match != s.log.last_index:
+        return False
+    s.send(TimeoutNow(s.id, progress.id, s.term))
+    return True
 
 
 def hand_over(s: State) -> None:

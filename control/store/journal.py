@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -37,6 +36,7 @@ from control.store.segments import FULL, SEGMENT_BYTES, Recovered, Segments
 from control.store.snapshots import SnapshotWriter, keys_of_snapshots, read_chunks, write_snapshot
 from control.store.space import DiskLow, DiskRecovered, Space
 from control.store.wal import Batch
+from control.store.worker import Outcome, ThreadWorker, Worker, done, settle
 
 __all__ = ["DiskLow", "DiskRecovered", "Event", "Incoming", "Journal", "JournalFailed", "Recovered"]
 
@@ -63,15 +63,15 @@ class _Queued(msgspec.Struct, frozen=True):
     future: asyncio.Future[None]
 
 
-def _thread() -> Executor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+def _thread() -> Worker:
+    return ThreadWorker("journal")
 
 
 class Journal:
     """See the module. Made by `open`."""
 
     def __init__(
-        self, disk: Disk, cluster_id: str, ring: KeyRing, segment_bytes: int, threads: Callable[[], Executor]
+        self, disk: Disk, cluster_id: str, ring: KeyRing, segment_bytes: int, threads: Callable[[], Worker]
     ) -> None:
         self._disk = disk
         self._cluster_id = cluster_id
@@ -102,19 +102,18 @@ class Journal:
         ring: KeyRing | None = None,
         *,
         segment_bytes: int = SEGMENT_BYTES,
-        threads: Callable[[], Executor] = _thread,
+        threads: Callable[[], Worker] = _thread,
     ) -> tuple[Journal, Recovered]:
         """Open, and repair what a crash left.
 
         Raises StateInUse, WrongCluster, Damaged or another BackendFailed, each with what to do.
         """
         journal = cls(disk, cluster_id, ring or PlainRing(), segment_bytes, threads)
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(journal._writer, journal._segments.open)
+            found = await done(journal._writer, journal._segments.open)
         except BaseException:
             # Also when cancelled: the thread may be just opening, and closes after that.
-            journal._writer.submit(journal._segments.close)
+            journal._writer.do(journal._segments.close, lambda _: None)
             journal._shut_down()
             raise
         journal._log = found.log
@@ -246,8 +245,8 @@ class Journal:
             size += group[-1].size_bytes
         return group
 
-    def _written(self, group: list[_Queued], batch: Batch, done: asyncio.Future[None]) -> None:
-        error = done.exception()
+    def _written(self, group: list[_Queued], batch: Batch, outcome: Outcome[None]) -> None:
+        error = outcome.exception()
         if isinstance(error, Refused):
             self._cut_off(group, error)
             self._starve()
@@ -274,8 +273,8 @@ class Journal:
         """Go on in a new segment, under the ring's current key."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def rotated(done: asyncio.Future[None]) -> None:
-            error = done.exception()
+        def rotated(outcome: Outcome[None]) -> None:
+            error = outcome.exception()
             if error is None:
                 future.set_result(None)
                 self._make_spare()
@@ -319,10 +318,10 @@ class Journal:
             future.set_exception(refusal)
             return future
 
-        def saved(done: asyncio.Future[int]) -> None:
-            error = done.exception()
+        def saved(outcome: Outcome[int]) -> None:
+            error = outcome.exception()
             if error is None and (error := self._why_not()) is None:
-                self._snapshot_bytes = done.result()
+                self._snapshot_bytes = outcome.result()
                 # The file is safe; only now the log may speak of it (etcd #10219).
                 self._queue.append(_Queued(Batch(snapshot=meta), 0, future))
                 future.add_done_callback(lambda _: self._release())
@@ -351,8 +350,8 @@ class Journal:
             return
         index = min(self._log.base_index, snapshots[0].index)
 
-        def released(done: asyncio.Future[None]) -> None:
-            error = done.exception()
+        def released(outcome: Outcome[None]) -> None:
+            error = outcome.exception()
             if error is not None:
                 self._fail(error)
             self._make_spare()
@@ -365,8 +364,8 @@ class Journal:
         if self._segments.has_spare or self._helping or self._why_not() is not None:
             return
 
-        def made(done: asyncio.Future[None]) -> None:
-            error = done.exception()
+        def made(outcome: Outcome[None]) -> None:
+            error = outcome.exception()
             if isinstance(error, Refused):
                 if not self._starved:
                     self._starve()
@@ -388,8 +387,8 @@ class Journal:
         if self._why_not() is not None:
             return
 
-        def looked(done: asyncio.Future[int]) -> None:
-            error = done.exception()
+        def looked(outcome: Outcome[int]) -> None:
+            error = outcome.exception()
             if error is not None:
                 self._fail(
                     BackendFailed(f"cannot look at the disk of {self._disk.path('.')}: {error}; meshd must stop")
@@ -397,11 +396,11 @@ class Journal:
                 return
             needed = self._segment_bytes + 2 * self._snapshot_bytes
             before = self._space
-            self._space = before.judge(done.result(), needed, starved=self._starved)
+            self._space = before.judge(outcome.result(), needed, starved=self._starved)
             if self._space.low and not before.low:
-                self._tell(DiskLow(done.result(), self._disk.path(".")))
+                self._tell(DiskLow(outcome.result(), self._disk.path(".")))
             elif before.low and not self._space.low:
-                self._tell(DiskRecovered(done.result()))
+                self._tell(DiskRecovered(outcome.result()))
             if self._segments.has_spare:
                 self._starved = False
             else:
@@ -412,24 +411,22 @@ class Journal:
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    def _write(self, job: Callable[[], T], then: Callable[[asyncio.Future[T]], None]) -> None:
+    def _write(self, job: Callable[[], T], then: Callable[[Outcome[T]], None]) -> None:
         self._writing += 1
         self._run(self._writer, job, then, writer=True)
 
-    def _help(self, job: Callable[[], T], then: Callable[[asyncio.Future[T]], None]) -> None:
+    def _help(self, job: Callable[[], T], then: Callable[[Outcome[T]], None]) -> None:
         self._helping += 1
         self._run(self._helper, job, then, writer=False)
 
-    def _run(
-        self, thread: Executor, job: Callable[[], T], then: Callable[[asyncio.Future[T]], None], *, writer: bool
-    ) -> None:
-        def called_back(done: asyncio.Future[T]) -> None:
+    def _run(self, worker: Worker, job: Callable[[], T], then: Callable[[Outcome[T]], None], *, writer: bool) -> None:
+        def called_back(outcome: Outcome[T]) -> None:
             if writer:
                 self._writing -= 1
             else:
                 self._helping -= 1
             try:
-                then(done)
+                then(outcome)
             except BaseException as error:  # a bug of ours above: without this, everybody would wait for ever
                 self._fail(error)
                 raise
@@ -437,7 +434,7 @@ class Journal:
                 self._kick()
                 self._finish_if_idle()
 
-        asyncio.get_running_loop().run_in_executor(thread, job).add_done_callback(called_back)
+        worker.do(job, called_back)
 
     def _fail(self, error: BaseException, group: Iterable[_Queued] = ()) -> None:
         if not isinstance(error, StoreError):
@@ -469,8 +466,8 @@ class Journal:
         self._closing.set_result(None)
 
     def _shut_down(self) -> None:
-        self._writer.shutdown(wait=False)
-        self._helper.shutdown(wait=False)
+        self._writer.stop()
+        self._helper.stop()
 
 
 class Incoming:
@@ -493,7 +490,9 @@ class Incoming:
             future.set_result(None)
             return future
         self.next_chunk += 1
-        self._journal._help(partial(_translated, self._journal._disk, partial(self._write, data)), _settle(future))
+        self._journal._help(
+            partial(_translated, self._journal._disk, partial(self._write, data)), partial(settle, future)
+        )
         return future
 
     def finish(self) -> asyncio.Future[None]:
@@ -518,17 +517,6 @@ class Incoming:
             journal = self._journal
             self._writer = SnapshotWriter(journal._disk, journal._cluster_id, journal._ring, self._meta)
         return self._writer
-
-
-def _settle(future: asyncio.Future[None]) -> Callable[[asyncio.Future[None]], None]:
-    def settle(done: asyncio.Future[None]) -> None:
-        error = done.exception()
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    return settle
 
 
 def _merged(group: list[_Queued]) -> Batch:

@@ -4,8 +4,10 @@ A run is cut at each operation in turn; what is found afterwards is any of the s
 unsynced writes and names lost, kept, or torn. Sectors of 512 bytes are written as a whole.
 """
 
+import asyncio
 import random
-from concurrent.futures import Executor, Future
+
+from control.store.worker import Outcome
 
 SECTOR = 512
 
@@ -171,34 +173,30 @@ class SimDisk:
             self.durable_names = dict(self.files)
 
 
-class Inline(Executor):
+class Inline:
     """Does the job at once, on the loop."""
 
-    def submit(self, fn, /, *args, **kwargs):
-        future = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - an executor hands on whatever it was
-            future.set_exception(error)
-        return future
+    def do(self, job, then):
+        asyncio.get_running_loop().call_soon(then, Outcome(job))
+
+    def stop(self) -> None:
+        pass
 
 
-class Late(Executor):
+class Late:
     """Does the job when told: a snapshot that takes its time."""
 
     def __init__(self) -> None:
         self.jobs = []
 
-    def submit(self, fn, /, *args, **kwargs):
-        future = Future()
-        self.jobs.append((future, fn))
-        return future
+    def do(self, job, then):
+        self.jobs.append((job, then))
 
     def run(self, count: int = 1 << 30) -> None:
         while self.jobs and count:
             count -= 1
-            future, fn = self.jobs.pop(0)
-            try:
-                future.set_result(fn())
-            except Exception as error:  # noqa: BLE001 - as above
-                future.set_exception(error)
+            job, then = self.jobs.pop(0)
+            asyncio.get_running_loop().call_soon(then, Outcome(job))
+
+    def stop(self) -> None:
+        pass

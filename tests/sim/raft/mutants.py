@@ -430,9 +430,9 @@ def handed_over_to_who_is_no_better() -> Patches:
 @mutant
 def transfer_never_given_up() -> Patches:
     def tick(s: Any) -> None:
-        if s.transferee:
-            s.transfer_began = s.ticks
+        transferee, s.transferee = s.transferee, ""  # nor asked again
         real(s)
+        s.transferee = s.transferee or transferee
 
     real = leader.tick
     return [(leader, "tick", tick)]
@@ -572,7 +572,7 @@ CAUGHT_BY = {
     "snapshot over newer log": 1,
     "failed snapshot forgotten": 1,
     "probe stays paused": 20,
-    "transfer never given up": 160,
+    "transfer never given up": 301,
     "handed over to who is no better": 8,
     "later term not told": 635,
     "who lost its vote is told at once": 360,
