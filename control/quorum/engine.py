@@ -1,9 +1,10 @@
 """The shell around Raft's core: what the core wants is done here, in the order that `control.raft.ready` asks for.
 
-Calls of the core only see to it that `_pump` comes, which does what one Ready asks for and comes again in the next turn
-of the loop, so what is proposed in one turn goes out together, and a heartbeat gets in between two large ones. There is
-one timer, for the core's next tick. Everything else are callbacks: the journal's (`writes`), the transport's (this is
-its `Handler`), and those of threads that pack and unpack snapshots. An error in any of them is the end (`fail`).
+Calls of the core only see to it that `_pump` comes, which does what one Ready asks for and, if there was more to be
+applied, comes again in the next turn of the loop: so what is proposed in one turn goes out together, and a heartbeat
+gets in between two large ones. There is one timer, for the core's next tick. Everything else are callbacks: the
+journal's (`writes`), the transport's (this is its `Handler`), and those of threads that pack and unpack snapshots. An
+error in any of them is the end (`fail`).
 """
 
 from __future__ import annotations
@@ -192,7 +193,8 @@ class Engine:
             ready = self.core.ready()
             if ready is not None:
                 self._handle(ready)
-                self.kick()
+                if self.core.unapplied:
+                    self.kick()
         if not self._pumping:
             self.turn.set()
 

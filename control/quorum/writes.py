@@ -96,14 +96,11 @@ class Writes:
             write.done = True  # only waits for those before it
             return
         self._hard = ready.hard_state or self._hard
-        future = self._journal.append(ready.hard_state, ready.entries, must_sync=ready.must_sync)
-        if future.done() and future.exception() is None:
+        then = partial(self._written, write, self._attempt)
+        if not self._journal.write(then, ready.hard_state, ready.entries, must_sync=ready.must_sync):
             write.done = True  # lazy: nothing is written for it
-            return
-        future.add_done_callback(partial(self._written, write, self._attempt))
 
-    def _written(self, write: _Write, attempt: int, done: asyncio.Future[None]) -> None:
-        error = done.exception()
+    def _written(self, write: _Write, attempt: int, error: BaseException | None) -> None:
         if attempt != self._attempt or self._ended:
             return
         if error is None:

@@ -257,7 +257,7 @@ class Core:
     def ready(self) -> Ready | None:
         """What is to be done now; None if nothing."""
         s, log = self._s, self._s.log
-        committed = self._apply() if log.applied < min(log.commit, log.durable) else ()
+        committed = self._apply() if self.unapplied else ()
         if s.flush and s.role is Role.LEADER:
             leader.flush(s)
         known, seen = self._hard, self._soft
@@ -333,6 +333,12 @@ class Core:
     def applied(self) -> int:
         """Index of the last entry that was given out."""
         return self._s.log.applied
+
+    @property
+    def unapplied(self) -> bool:
+        """Whether there is more to be given out than the last `ready` did."""
+        log = self._s.log
+        return log.applied < min(log.commit, log.durable)
 
     @property
     def first_index(self) -> int:

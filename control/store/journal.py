@@ -36,7 +36,7 @@ from control.store.segments import FULL, SEGMENT_BYTES, Recovered, Segments
 from control.store.snapshots import SnapshotWriter, keys_of_snapshots, read_chunks, write_snapshot
 from control.store.space import DiskLow, DiskRecovered, Space
 from control.store.wal import Batch
-from control.store.worker import Outcome, ThreadWorker, Worker, done, settle
+from control.store.worker import Outcome, ThreadWorker, Worker, done, resolve, settle
 
 __all__ = ["DiskLow", "DiskRecovered", "Event", "Incoming", "Journal", "JournalFailed", "Recovered"]
 
@@ -57,10 +57,13 @@ class JournalFailed:
 Event = DiskLow | DiskRecovered | JournalFailed
 
 
+Then = Callable[[BaseException | None], None]  # called with what went wrong
+
+
 class _Queued(msgspec.Struct, frozen=True):
     batch: Batch
     size_bytes: int
-    future: asyncio.Future[None]
+    then: Then
 
 
 def _thread() -> Worker:
@@ -195,25 +198,36 @@ class Journal:
         commit alone has grown: it may wait for the next append, and be forgotten by a crash until then.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.write(partial(resolve, future), hard_state, entries, must_sync=must_sync):
+            future.set_result(None)
+        return future
+
+    def write(
+        self, then: Then, hard_state: HardState | None, entries: Sequence[Entry] = (), *, must_sync: bool = True
+    ) -> bool:
+        """As `append`, which costs a turn of the loop more: `then` is called, never from within this call.
+
+        False: nothing is to be waited for, and `then` is not called.
+        """
         if (refusal := self._why_not()) is not None:
-            future.set_exception(refusal)
-            return future
+            asyncio.get_running_loop().call_soon(then, refusal)
+            return True
         if not must_sync and not entries:
             self._lazy = hard_state
-            future.set_result(None)
-            return future
+            return False
         if hard_state is None:
             hard_state, self._lazy = self._lazy, None
         self._lazy = None
         if entries:
             if entries[0].index > self._tail_index + 1:
-                future.set_exception(Refused("an append before this one was refused: try again"))
-                return future
+                refusal = Refused("an append before this one was refused: try again")
+                asyncio.get_running_loop().call_soon(then, refusal)
+                return True
             self._tail_index = max(self._tail_index, entries[-1].index)
         size = sum(len(entry.data) + ENTRY_BYTES for entry in entries)
-        self._queue.append(_Queued(Batch(hard_state, tuple(entries)), size, future))
+        self._queue.append(_Queued(Batch(hard_state, tuple(entries)), size, then))
         self._kick()
-        return future
+        return True
 
     def _why_not(self) -> StoreError | None:
         if self._error is not None:
@@ -258,7 +272,7 @@ class Journal:
             if batch.snapshot is not None and not self._queue:
                 self._tail_index = self._log.last_index
             for queued in group:
-                queued.future.set_result(None)
+                queued.then(None)
             self._make_spare()
 
     def _cut_off(self, group: Iterable[_Queued], error: StoreError) -> None:
@@ -267,7 +281,7 @@ class Journal:
         self._queue.clear()
         self._tail_index = self._log.last_index
         for queued in cut:
-            queued.future.set_exception(error)
+            queued.then(error)
 
     def rotate(self) -> asyncio.Future[None]:
         """Go on in a new segment, under the ring's current key."""
@@ -323,7 +337,7 @@ class Journal:
             if error is None and (error := self._why_not()) is None:
                 self._snapshot_bytes = outcome.result()
                 # The file is safe; only now the log may speak of it (etcd #10219).
-                self._queue.append(_Queued(Batch(snapshot=meta), 0, future))
+                self._queue.append(_Queued(Batch(snapshot=meta), 0, partial(resolve, future)))
                 future.add_done_callback(lambda _: self._release())
                 self._kick()
                 return
@@ -439,9 +453,10 @@ class Journal:
     def _fail(self, error: BaseException, group: Iterable[_Queued] = ()) -> None:
         if not isinstance(error, StoreError):
             error = BackendFailed(f"the store failed: {error!r}; meshd must stop")
+        first = self._error is None
+        self._error = self._error or error
         self._cut_off(group, error)
-        if self._error is None:
-            self._error = error
+        if first:
             self._tell(JournalFailed(error))
 
     def _tell(self, event: Event) -> None:

@@ -270,7 +270,7 @@ class Store:
         if error is not None and pending in self._pending:
             self._fall_back(pending)
         if pending.told.done():
-            return  # cancelled
+            return  # when it was delivered, or cancelled
         if error is None:
             pending.told.set_result(None)
         else:
@@ -367,6 +367,8 @@ class Store:
             self._pending.popleft()
             self._pending_bytes -= first.size_bytes
             self._view, events = first.after, first.events
+            if not first.told.done() and not first.future.done():  # that is for the next turn of the loop
+                first.told.set_result(None)
         elif self._deferred or (self._term is None and not self._history.watched):
             self._defer(commit)
             return

@@ -83,14 +83,21 @@ async def done(worker: Worker, job: Callable[[], T]) -> T:
 
 
 def settle(future: asyncio.Future[T], outcome: Outcome[T]) -> None:
-    """A future says the same as an outcome."""
-    error = outcome.exception()
+    """A future says the same as an outcome, unless somebody has cancelled it."""
+    if outcome.exception() is not None:
+        resolve(future, outcome.exception())
+    elif not future.cancelled():
+        future.set_result(outcome.result())
+
+
+def resolve(future: asyncio.Future[Any], error: BaseException | None) -> None:
+    """Of something that has no result. A future that somebody has cancelled stays so."""
     if future.cancelled():
         return
     if error is not None:
         future.set_exception(error)
     else:
-        future.set_result(outcome.result())
+        future.set_result(None)
 
 
 def _work(jobs: _Jobs) -> None:
