@@ -140,7 +140,7 @@ class Backend(Protocol):
     def commit(self, proposal: Proposal, guard: Guard) -> asyncio.Future[None]:
         """Put a commit in the queue, in the order of the calls; see "three outcomes" above. Does not raise.
 
-        The caller does not cancel the future (`asyncio.shield`).
+        The caller does not cancel the future.
         """
 
     async def barrier(self) -> int:

@@ -19,7 +19,7 @@ from control.store.record import RowChange
 from control.store.rows import decode
 from control.store.tables import Event, Snapshot, event
 
-# Rows of a round that are worked off in the order of their keys: neighbours are in one chunk of a table, which is then
+# Rows of a round that are worked off in the order of their keys: neighbours are in one leaf of a table, which is then
 # copied once for all of them. Among 100,000 objects that makes a row of 12 us one of 9; to sort so many takes 4 ms.
 SORTED_ROWS = 5_000
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 
-# By default the youngest generation is looked through at every 700 objects, the oldest at every 70,000. New chunks of
+# By default the youngest generation is looked through at every 700 objects, the oldest at every 70,000. New nodes of
 # the tables are looked at once, each for a microsecond, so a look at 2,000 objects ends within some milliseconds, and
 # so does one at the middle generation, which is kept small for that: 40,000 took 38 ms.
 YOUNG_OBJECTS = 2_000
