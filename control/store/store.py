@@ -1,6 +1,6 @@
 """The store of one manager: the tables, kept true by a backend.
 
-The store has no task of its own: the backend calls it (`_deliver`) and callers wait for the backend's futures. It
+The store has no task of its own: the backend calls it (`_deliver`) and callers wait for futures. It
 holds two snapshots. `view()` is what is durable, and only that is ever read. The *head* has the commits under way on
 top, and only the checks of further commits look at it; so commits are pipelined, none waits for the sync of another,
 and nothing is locked across an await. When a commit fails, the head falls back to the view, and what was proposed on
