@@ -12,7 +12,7 @@ APT_TEST_PACKAGES := serf etcd-server etcd-client openssl musl-tools mount dnspe
 
 PREFIX := /opt/meshd
 
-.PHONY: demo test test-hosts test-parts test-vm sim check proto lock install clean
+.PHONY: demo test test-hosts test-parts test-vm test-others sim check proto lock install clean
 
 $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 	@if ! dpkg -s $(APT_PACKAGES) >/dev/null 2>&1; then \
@@ -31,21 +31,24 @@ $(VENV)/.tools: $(VENV)/.ready
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(APT_TEST_PACKAGES); fi
 	touch $@
 
-# Most tests of whole clusters wait for clocks: the others go beside them, then the virtual machine. Only whole lines are
-# printed, so that two at a time can be read.
+# Two at a time, the longest first: tests of whole clusters mostly wait for clocks, so the parts go beside them, then the
+# virtual machine and what deals with others. Only whole lines are printed, so that two at a time can be read.
 BY_LINE := | grep --text --line-buffered ""
 
 test: $(VENV)/.tools ## all tests, those on the real kernel and on a kernel with IPVS included
-	$(MAKE) --no-print-directory --keep-going --jobs=2 test-hosts test-parts test-vm
+	$(MAKE) --no-print-directory --keep-going --jobs=2 test-hosts test-parts test-vm test-others
 
 test-hosts: $(VENV)/.tools ## whole clusters of several hosts
 	$(VENV)/bin/pytest tests/e2e $(BY_LINE)
 
 test-parts: $(VENV)/.tools ## everything else that runs on this machine's own kernel
-	$(VENV)/bin/pytest --ignore=tests/e2e $(BY_LINE)
+	$(VENV)/bin/pytest --ignore=tests/e2e --ignore=tests/interop --ignore=tests/security $(BY_LINE)
 
 test-vm: $(VENV)/.tools ## the data plane on a kernel with IPVS, in a virtual machine
 	$(PY) tests/vm/run.py $(BY_LINE)
+
+test-others: $(VENV)/.tools ## clusters with real Serf in them, and whoever attacks a node
+	$(VENV)/bin/pytest tests/interop tests/security $(BY_LINE)
 
 SEEDS ?= 1-2000
 sim: $(VENV)/.ready ## whole clusters of managers in virtual time: make sim SEEDS=1-200000
