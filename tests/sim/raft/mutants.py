@@ -543,7 +543,7 @@ CAUGHT_BY = {
     "truncate always": 2,
     "count self early": 1,
     "commit old term": 1,
-    "reuse read round": 954,
+    "reuse read round": 1315,
     "change before noop": 1,
     "ignore removed id": 2,
     "torn tail accepted": 2,
